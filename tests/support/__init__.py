@@ -1,0 +1,1 @@
+"""What tests and the Makefile share: the environment, real servers, fixtures."""
