@@ -43,11 +43,13 @@ test-fast: env ## without servers, under a minute
 soak: env ## thousands of random faults (TASKQ_SEED=… repeats one run)
 	TASKQ_SOAK=1 $(WITH_SERVERS) $(PYTEST) -m soak -o timeout=3600 $(ARGS) $(NONE_IS_FINE)
 
-check: env ## lint, format, types, import contracts
-	$(BIN)/ruff check .
-	$(BIN)/ruff format --check .
-	$(BIN)/mypy $(SOURCES) tests/support
-	$(BIN)/python -m tests.support.contracts
+check: env ## lint, format, types, import contracts: all of them, then fail if one did
+	@failed=; try() { echo "$$*"; "$$@" || failed="$$failed $${1##*/}"; }; \
+	try $(BIN)/ruff check .; \
+	try $(BIN)/ruff format --check .; \
+	try $(BIN)/mypy $(SOURCES) tests/support; \
+	try $(BIN)/python -m tests.support.contracts; \
+	[ -z "$$failed" ] || { echo "check: failed:$$failed" >&2; exit 1; }
 
 bench: env ## rates and ratios, printed
 	$(BIN)/python -m tests.bench $(ARGS)

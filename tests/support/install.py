@@ -1,8 +1,8 @@
 """Make the environment, and the wheels, without ever asking an index for a taskq-* name.
 
 Those names are not ours on the public index: whoever registers one there would have their code run here. So third-party
-requirements are collected from every pyproject.toml of the tree and installed first, then the tree's own distributions by
-path, with --no-deps and --no-index. Runs before anything is installed: standard library only.
+requirements are collected from every pyproject.toml of the tree and installed first, then the tree's own distributions
+by path, with --no-deps and --no-index. Runs before anything is installed: standard library only.
 """
 
 from __future__ import annotations
@@ -84,7 +84,7 @@ def pip(python: Path, *arguments: str | Path) -> None:
 
 def installed(python: Path) -> set[str]:
     """Our distributions that the environment has."""
-    command = [python, "-m", "pip", "--disable-pip-version-check", "list", "--format", "json"]
+    command = [str(python), "-m", "pip", "--disable-pip-version-check", "list", "--format", "json"]
     listed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     return {normalized(row["name"]) for row in json.loads(listed) if is_ours(row["name"])}
 
