@@ -1,0 +1,200 @@
+"""Every setting of the kernel: its name, type, default and meaning, once.
+
+A setting is one line: ``name: Annotated[type, about("help", unit=…, …)] = default``. Its place in a file, its
+environment variable, its conversion from text, ``config show`` and the reference follow from that line. Settings are immutable.
+
+Times are in seconds and sizes in bytes; as text both take a unit (``"10m"``, ``"64MiB"``). ``"none"`` unsets a setting
+that may be unset. Plugins add options of their own under ``transports.NAME``, ``pools.NAME`` … (``PLUGIN_SECTIONS``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any, Literal
+
+from msgspec import Struct
+
+from taskq.config.redact import redact
+from taskq.spi.transport import DeclareMode, SubscribeOrder
+from taskq.spi.url import Url
+
+
+class About(Struct, frozen=True):
+    """What is known of a setting besides its type and default; also made from the metadata of ``taskq.spi.option``."""
+
+    help: str = ""
+    unit: str = ""
+    minimum: float | None = None
+    choices: Sequence[Any] | None = None
+    secret: bool = False
+    since: str = "0.1"
+
+
+def about(help: str, *, unit: str = "", minimum: float | None = None, choices: Sequence[Any] | None = None,
+          secret: bool = False, since: str = "0.1") -> About:  # fmt: skip
+    """Describe a setting: one sentence, its unit ("s" or "bytes"), limits, secrecy and the release that brought it."""
+    return About(help, unit, minimum, choices, secret, since)
+
+
+class Section(Struct, frozen=True, kw_only=True):
+    """A table of settings. Its repr shows what differs from the defaults, without secrets."""
+
+    def __repr__(self) -> str:
+        defaults = dict(zip(reversed(self.__struct_fields__), reversed(self.__struct_defaults__), strict=False))
+        pairs = ((name, getattr(self, name)) for name in self.__struct_fields__)
+        shown = (f"{n}={redact(v, n)!r}" for n, v in pairs if n not in defaults or v != default_of(defaults[n]))
+        return f"{type(self).__name__}({', '.join(shown)})"
+
+
+def default_of(declared: Any) -> Any:
+    """Return the default that a struct's entry of ``__struct_defaults__`` stands for."""
+    factory = getattr(declared, "factory", None)  # msgspec keeps mutable and computed defaults as factories
+    return declared if factory is None else factory()
+
+
+class QueueSettings(Section, frozen=True, kw_only=True):
+    """``queues.NAME``: how one queue is declared and sent to."""
+
+    priority: Annotated[int | None, about("priority of messages that name none", choices=range(10))] = None
+    ordered: Annotated[bool, about("strict first in, first out per group")] = False
+    durable: Annotated[bool, about("whether the queue survives a restart of the broker")] = True
+    weight: Annotated[int, about('share among the queues of a worker with queue_order = "weighted"', minimum=1)] = 1
+    options: Annotated[Mapping[str, Any], about("declaration options of the transport's own")] = {}
+
+
+class RouteSettings(Section, frozen=True, kw_only=True):
+    """One entry of ``routes``: the first whose ``match`` fits a task's name decides."""
+
+    match: Annotated[str, about('task name, glob ("emails.*") or regular expression ("re:…", the whole name)')]
+    queue: Annotated[str, about("queue for the tasks that match")]
+    priority: Annotated[int | None, about("priority of these messages, 0-9", choices=range(10))] = None
+
+
+class ScheduleSettings(Section, frozen=True, kw_only=True):
+    """``schedules.NAME``: a task that is sent by the clock."""
+
+    task: Annotated[str, about("name of the task")]
+    rule: Annotated[str, about('"every SECONDS", "at EPOCH_SECONDS", or "cron EXPRESSION" where the scheduler can')]
+    args: Annotated[tuple[Any, ...], about("positional arguments")] = ()
+    kwargs: Annotated[Mapping[str, Any], about("keyword arguments")] = {}
+    options: Annotated[Mapping[str, Any], about("options as of apply_async")] = {}
+    enabled: Annotated[bool, about("whether it fires")] = True
+
+
+class PluginSettings(Section, frozen=True, kw_only=True):
+    """``plugins``: which plugins may load, and which of several is meant."""
+
+    blocked: Annotated[tuple[str, ...], about("plugins that are never loaded: KIND.NAME or a distribution")] = ()
+    only: Annotated[tuple[str, ...] | None, about("if set, nothing but these plugins is loaded")] = None
+    choose: Annotated[Mapping[str, str], about("KIND.NAME = distribution, where several offer the same name")] = {}
+    required: Annotated[tuple[str, ...], about('what must be installed, as "taskq-transport-redis>=1.2"')] = ()
+
+
+class WorkerSettings(Section, frozen=True, kw_only=True):
+    """``worker``: how a worker takes and runs messages."""
+
+    name: Annotated[str | None, about("name in logs and statistics; default: host and process id")] = None
+    pool: Annotated[str, about('"auto", or the name of a pool plugin')] = "auto"
+    concurrency: Annotated[int | None, about("slots; default: the CPUs that this process may use", minimum=1)] = None
+    queues: Annotated[tuple[str, ...], about("queues to serve; default: all that the application names")] = ()
+    queue_order: Annotated[SubscribeOrder, about("how the queues share the worker")] = "fair"
+    grace: Annotated[float, about("time for running tasks to end after TERM", unit="s", minimum=0)] = 25.0
+    prefetch: Annotated[int | None, about("most messages held at once; default: adaptive", minimum=1)] = None
+    prefetch_bytes: Annotated[int, about("most payload held", unit="bytes", minimum=1)] = 64 << 20
+    log_level: Annotated[
+        Literal["DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"], about("least level that is logged")
+    ] = "INFO"
+    log_json: Annotated[bool | None, about("one JSON object per line; default: unless on a terminal")] = None
+    maintenance: Annotated[bool, about("whether this worker reaps, promotes and sweeps for the transport")] = True
+    autoscale: Annotated[tuple[int, int] | None, about('"MIN,MAX" slots, as load demands', minimum=1)] = None
+    autoscaler: Annotated[str, about("name of an autoscaler plugin")] = "simple"
+    max_tasks_per_child: Annotated[int | None, about("replace a pool's child after so many tasks", minimum=1)] = None
+    max_memory_per_child: Annotated[
+        int | None, about("replace a pool's child that holds more", unit="bytes", minimum=1)
+    ] = None
+
+
+class Settings(Section, frozen=True, kw_only=True):
+    """All settings of the kernel. ``result_store`` is None for "by the broker's kind" and ``()`` for none."""
+
+    broker: Annotated[tuple[Url, ...], about('broker URL; ";" or a list for fail-over servers')] = (Url("sqlite"),)
+    result_store: Annotated[
+        tuple[Url, ...] | None, about('result store URL, or "none"; default: the broker where it can hold results')
+    ] = None
+    include: Annotated[tuple[str, ...], about("modules to import for their tasks")] = ()
+    timezone: Annotated[str, about("zone of schedules without their own")] = "UTC"
+
+    default_queue: Annotated[str, about("queue of tasks that nothing routes")] = "default"
+    queues: Annotated[Mapping[str, QueueSettings], about("queues with properties of their own")] = {}
+    routes: Annotated[tuple[RouteSettings, ...], about("task name to queue, first match wins")] = ()
+    declare: Annotated[DeclareMode, about("create missing queues, only check for them, or trust")] = "create"
+
+    serializer: Annotated[str, about("format of arguments")] = "json"
+    result_serializer: Annotated[str | None, about("format of results; default: as serializer")] = None
+    accept: Annotated[tuple[str, ...], about("formats that are read; nothing else is ever decoded")] = ("json",)
+    compressor: Annotated[str | None, about("compressor of large payloads")] = None
+    compress_above: Annotated[int, about("least payload that is compressed", unit="bytes", minimum=0)] = 16384
+    max_decompressed_bytes: Annotated[int, about("most that a payload may grow to", unit="bytes", minimum=1)] = 64 << 20
+    max_payload_bytes: Annotated[
+        int | None, about("largest message that is sent; default: the transport's limit", unit="bytes", minimum=1)
+    ] = None
+
+    delivery: Annotated[
+        Literal["at_least_once", "at_most_once"], about("acknowledge after the run, or as it starts")
+    ] = "at_least_once"
+    max_retries: Annotated[int, about("runs after the first one, of tasks that say nothing", minimum=0)] = 3
+    retry_backoff: Annotated[float, about("wait before the first retry; doubles each time", unit="s", minimum=0)] = 1.0
+    retry_backoff_max: Annotated[float, about("longest wait before a retry", unit="s", minimum=0)] = 600.0
+    retry_jitter: Annotated[bool, about("wait a random part of the back-off")] = True
+    max_deliveries: Annotated[int, about("started deliveries without an outcome before the dead letter", minimum=1)] = 5
+    lease: Annotated[
+        float | None, about("time a silent worker keeps messages; default: the transport's", unit="s", minimum=0.1)
+    ] = None
+    dead_letter_ttl: Annotated[
+        float | None, about("time dead letters are kept; default: for ever", unit="s", minimum=1)
+    ] = None
+
+    publish_timeout: Annotated[float, about("longest time for a send with its repeats", unit="s", minimum=0.001)] = 10.0
+    publish_retries: Annotated[int, about("repeats of a send that failed and may be repeated", minimum=0)] = 3
+    connect_timeout: Annotated[float, about("longest time to connect to a server", unit="s", minimum=0.001)] = 10.0
+
+    ignore_result: Annotated[bool, about("do not store results of tasks that say nothing")] = False
+    result_ttl: Annotated[float, about("how long results are kept", unit="s", minimum=1)] = 86400.0
+    max_result_bytes: Annotated[int, about("largest result that is stored", unit="bytes", minimum=1)] = 16 << 20
+    track_queued: Annotated[bool, about("record QUEUED at every send, where that costs a round trip")] = False
+    track_started: Annotated[bool, about("record STARTED when a task begins")] = False
+
+    task_always_eager: Annotated[bool, about("run tasks at the call, in the caller's process")] = False
+    eager_propagates: Annotated[bool, about("raise a failed eager task's exception at the call")] = True
+
+    scheduler: Annotated[str, about("name of a scheduler plugin")] = "simple"
+    schedules: Annotated[Mapping[str, ScheduleSettings], about("tasks that are sent by the clock")] = {}
+
+    worker: Annotated[WorkerSettings, about("how a worker takes and runs messages")] = WorkerSettings()
+    plugins: Annotated[PluginSettings, about("which plugins may load")] = PluginSettings()
+
+
+PLUGIN_SECTIONS: Mapping[str, str] = {
+    "transport": "transports",
+    "result_store": "result_stores",
+    "pool": "pools",
+    "serializer": "serializers",
+    "compressor": "compressors",
+    "scheduler": "schedulers",
+    "autoscaler": "autoscalers",
+    "extension": "extensions",
+}
+"""Kind of plugin to the table that holds its options; ``extensions`` is for hook-only plugins (``taskq.plugins``)."""
+
+RESERVED: Mapping[tuple[str, ...], str] = {
+    ("brokers",): "several brokers in one application are not supported yet; set one URL as broker",
+    ("queues", "*", "broker"): "a broker per queue is not supported yet; every queue is on the one that broker names",
+}
+"""The seam for several brokers: ``brokers`` (name to URL) and ``queues.NAME.broker``. Refused, so that nothing set is
+ignored; what they become is a mapping from queue to transport in the producer and the worker."""
+
+EXTERNAL_VARIABLES = ("TASKQ_APP", "TASKQ_CONFIG")
+"""Variables that are read elsewhere: the command line's ``-A``, and the name of the file."""
+
+IGNORED_VARIABLES = ("TASKQ_TEST_", "TASKQ_SEED", "TASKQ_SOAK")
+"""Variables of the test suite, which share the prefix and are nobody's mistake."""
