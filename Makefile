@@ -13,6 +13,7 @@ STAMP := .venv/.up-to-date
 PROJECTS := $(wildcard pyproject.toml core/pyproject.toml plugins/*/pyproject.toml contrib/*/pyproject.toml)
 SOURCES := $(wildcard core/src plugins/*/src contrib/*/src)
 PYTEST := $(BIN)/python -m pytest
+PARALLEL := -n auto --dist worksteal
 WITH_SERVERS := $(BIN)/python -m tests.support.servers run --
 # Arguments for pytest: make test ARGS='-k redis -x'
 ARGS ?=
@@ -35,10 +36,10 @@ demo: env ## start a worker, fan a task out over real files, reduce to a table (
 	$(BIN)/python docs/examples/demo/run.py $(FOLDER)
 
 test: env ## everything but the soak tests, with real servers
-	$(WITH_SERVERS) $(PYTEST) -n auto $(ARGS)
+	$(WITH_SERVERS) $(PYTEST) $(PARALLEL) $(ARGS)
 
 test-fast: env ## without servers, under a minute
-	$(PYTEST) -n auto -m 'not server and not slow' $(ARGS)
+	$(PYTEST) $(PARALLEL) -m 'not server and not slow' $(ARGS)
 
 soak: env ## thousands of random faults (TASKQ_SEED=… repeats one run)
 	TASKQ_SOAK=1 $(WITH_SERVERS) $(PYTEST) -m soak -o timeout=3600 $(ARGS) $(NONE_IS_FINE)
