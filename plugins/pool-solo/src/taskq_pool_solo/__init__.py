@@ -1,0 +1,1 @@
+"""The solo pool: jobs run on the worker's own thread, one at a time."""

@@ -1,0 +1,33 @@
+"""Hook implementations of the solo pool."""
+
+from __future__ import annotations
+
+from taskq.spi import Pool, PoolCapabilities, PoolConfig, PoolSpec, Support, hookimpl
+
+CAPABILITIES = PoolCapabilities(
+    inline=True,
+    max_concurrency=1,
+    async_tasks=Support.EMULATED,
+    notes=(
+        "async def tasks run one at a time, each to its end.",
+        "A running task cannot be stopped from outside; time limits need a pool that declares them.",
+    ),
+)
+
+
+def make(config: PoolConfig) -> Pool:
+    """Make the pool; imports the driver. Errors: NotSupported for a concurrency other than 1."""
+    from taskq_pool_solo.pool import SoloPool
+
+    return SoloPool(config)
+
+
+@hookimpl
+def taskq_pool(name: str) -> PoolSpec:
+    """Offer the pool."""
+    return PoolSpec(
+        name=name,
+        factory=make,
+        capabilities=CAPABILITIES,
+        summary="one task at a time on the worker's own thread: least overhead, nothing in parallel",
+    )
