@@ -11,7 +11,7 @@ PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11 python; do \
 BIN := .venv/bin
 STAMP := .venv/.up-to-date
 PROJECTS := $(wildcard pyproject.toml core/pyproject.toml plugins/*/pyproject.toml contrib/*/pyproject.toml)
-SOURCES := $(wildcard core/src plugins/*/src contrib/*/src)
+PACKAGES := $(dir $(wildcard core/src/*/__init__.py plugins/*/src/*/__init__.py contrib/*/src/*/__init__.py))
 PYTEST := $(BIN)/python -m pytest
 PARALLEL := -n auto --dist worksteal
 WITH_SERVERS := $(BIN)/python -m tests.support.servers run --
@@ -48,7 +48,7 @@ check: env ## lint, format, types, import contracts: all of them, then fail if o
 	@failed=; try() { echo "$$*"; "$$@" || failed="$$failed $${1##*/}"; }; \
 	try $(BIN)/ruff check .; \
 	try $(BIN)/ruff format --check .; \
-	try $(BIN)/mypy $(SOURCES) tests/support; \
+	try $(BIN)/mypy $(PACKAGES) tests/support; \
 	try $(BIN)/python -m tests.support.contracts; \
 	[ -z "$$failed" ] || { echo "check: failed:$$failed" >&2; exit 1; }
 

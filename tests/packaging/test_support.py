@@ -90,6 +90,7 @@ BAD = """
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("ci", ["", "true"])
 def test_the_guards_catch_what_a_test_leaves_behind(tmp_path: Path, ci: str) -> None:
     (tmp_path / "test_bad.py").write_text(textwrap.dedent(BAD))
