@@ -66,6 +66,7 @@ def main() -> int:
     if "taskq" not in names:
         print("contracts: core/src/taskq is not there yet, nothing to check")
         return 0
+    sys.path[:0] = [str(folder / "src") for folder in distributions()]  # installed or not
     table = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["tool"]["importlinter"]
     with tempfile.NamedTemporaryFile("w", suffix=".ini") as file:
         as_ini(table, names).write(file)
