@@ -1,0 +1,1 @@
+"""taskq's memory result store; see ``plugin`` for what it offers."""

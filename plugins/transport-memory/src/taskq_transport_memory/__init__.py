@@ -1,0 +1,1 @@
+"""taskq's memory transport; see ``plugin`` for what it offers."""
