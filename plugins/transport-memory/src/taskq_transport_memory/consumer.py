@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from taskq.errors import TransportClosed
-from taskq.message import RELEASE, Delivery, Fetched, Lost, Settlement
+from taskq.message import RELEASE, Delivery, Fetched, Lost, Outbound, Record, Settlement
 from taskq_lib_memory import Bell, Patience
 from taskq_transport_memory.shares import Shares
 
@@ -239,8 +239,8 @@ class MemoryCommitter:
         now = server.clock.monotonic()
         with server.lock:
             held = consumer.held
-            records = []
-            follow_ups = []
+            records: list[Record] = []
+            follow_ups: list[Outbound] = []
             for commit in commits:
                 if commit.settlement.receipt in held:
                     if commit.record is not None:
