@@ -124,6 +124,7 @@ def test_entry_points_are_in_known_groups_and_in_the_package(folder: Path) -> No
 @pytest.mark.parametrize("folder", PLUGINS)
 def test_every_plugin_has_the_same_files(folder: Path) -> None:
     kind, _, name = folder.name.partition("-")
-    source = {p.name for p in (folder / "src" / package(folder)).iterdir()}
-    assert {"__init__.py", "plugin.py", "options.py", f"{kind}.py"} <= source
+    source = folder / "src" / package(folder)
+    assert {"__init__.py", "plugin.py", f"{kind}.py"} <= {p.name for p in source.iterdir()}
+    assert {p.name for p in source.glob("*.py") if re.search(r"= option\(", p.read_text("utf-8"))} <= {"options.py"}
     assert {"test_conformance.py", f"test_{name.replace('-', '_')}.py"} <= {p.name for p in folder.glob("tests/*")}
