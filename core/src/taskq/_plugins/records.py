@@ -33,8 +33,8 @@ class State(StrEnum):
 class PluginRecord:
     """One entry point of one installed distribution.
 
-    ``value`` is the entry point's ``module[:attribute]``, ``path`` the folder of the distribution's metadata, ``detail``
-    says why the state is what it is.
+    ``value`` is the entry point's ``module[:attribute]``, ``path`` the folder of the distribution's metadata;
+    ``detail`` says why the state is what it is.
     """
 
     kind: str
