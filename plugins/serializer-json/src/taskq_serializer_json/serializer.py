@@ -2,7 +2,7 @@
 
 ``dumps`` walks the value once to see whether it is plain JSON data, which is nearly always so, and hands it to msgspec
 as it is. msgspec alone would not do: it writes datetimes, sets, NaN and others as something that reads back as another
-type. What is unusual is rewritten with tags first (``tags.py``). ``loads`` looks for tags where the bytes hold one only.
+type. The rest is rewritten with tags first (``tags.py``). ``loads`` looks for tags only where the bytes hold one.
 """
 
 from __future__ import annotations
@@ -33,7 +33,8 @@ def _plain(values: Iterable[Any], depth: int) -> bool:
         if kind in _ATOMS:
             continue
         if kind is list or kind is tuple:
-            if not _all_atoms(map(type, value)) and not _plain(value, depth - 1):
+            # For long lists the look at all types in C pays; for short ones it costs more than the loop.
+            if value and (len(value) < 8 or not _all_atoms(map(type, value))) and not _plain(value, depth - 1):
                 return False
         elif kind is dict:
             if value and (TAG in value or not _all_str(map(type, value)) or not _plain(value.values(), depth - 1)):
@@ -77,6 +78,8 @@ class JsonSerializer:
 
     def loads(self, data: bytes) -> Any:
         """Decode bytes that ``dumps`` made, or any JSON. Errors: DecodeError."""
+        if type(data) is not bytes:
+            data = bytes(data)  # in a memoryview, the search below would find nothing
         try:
             value = _decode(data)
             return self._read(value) if _MARKER in data else value
