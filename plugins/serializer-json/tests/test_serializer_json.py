@@ -26,7 +26,7 @@ from taskq_serializer_json.plugin import taskq_serializer
 
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE))
-import sample_types as t  # noqa: E402
+import json_samples as t  # noqa: E402
 
 sys.path.remove(str(HERE))
 
@@ -146,7 +146,7 @@ tags = st.sampled_from(
 )  # fmt: skip
 junk = st.recursive(
     st.none() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text() | st.just("2024-01-01")
-    | st.sampled_from(["sample_types:Point", "sample_types:Color", "os:system", "sys:modules", "builtins:dict"]),
+    | st.sampled_from(["json_samples:Point", "json_samples:Color", "os:system", "sys:modules", "builtins:dict"]),
     lambda inner: st.lists(inner, max_size=3)
     | st.fixed_dictionaries(
         {"$taskq": tags},
@@ -186,13 +186,13 @@ def test_damaged_tags_give_only_decode_errors(tree):
         (b'{"$taskq": "bytes", "v": "%%%%"}', "damaged"),
         (b'{"$taskq": "datetime", "v": "2024-01-01T00:00:00", "zone": "../../etc/passwd"}', "damaged"),
         (b'{"$taskq": "dataclass", "c": "no_such_module:Point", "v": {}}', "no_such_module:Point.*no loaded module"),
-        (b'{"$taskq": "dataclass", "c": "sample_types:NotData", "v": {}}', "is not a dataclass"),
-        (b'{"$taskq": "dataclass", "c": "sample_types:Color", "v": {}}', "is not a dataclass"),
+        (b'{"$taskq": "dataclass", "c": "json_samples:NotData", "v": {}}', "is not a dataclass"),
+        (b'{"$taskq": "dataclass", "c": "json_samples:Color", "v": {}}', "is not a dataclass"),
         (b'{"$taskq": "dataclass", "c": "os:system", "v": {}}', "no loaded module"),
-        (b'{"$taskq": "dataclass", "c": "sample_types:Point", "v": {"x": 1, "z": 2}}', "no field z.*same version"),
-        (b'{"$taskq": "dataclass", "c": "sample_types:Point", "v": {"y": 1}}', "needs a field 'x'"),
-        (b'{"$taskq": "enum", "c": "sample_types:Color", "n": "BLUE"}', "no member 'BLUE'"),
-        (b'{"$taskq": "enum", "c": "sample_types:Point", "n": "x"}', "is not an enum"),
+        (b'{"$taskq": "dataclass", "c": "json_samples:Point", "v": {"x": 1, "z": 2}}', "no field z.*same version"),
+        (b'{"$taskq": "dataclass", "c": "json_samples:Point", "v": {"y": 1}}', "needs a field 'x'"),
+        (b'{"$taskq": "enum", "c": "json_samples:Color", "n": "BLUE"}', "no member 'BLUE'"),
+        (b'{"$taskq": "enum", "c": "json_samples:Point", "n": "x"}', "is not an enum"),
     ],
 )
 def test_what_cannot_be_read_is_told(data, says):
@@ -221,10 +221,10 @@ def deep(levels, kind):
     ("value", "says"),
     [
         (object(), r"cannot write value as JSON: it is a object\. Pass plain data"),
-        ([(t.Point(t.NotData()),), {}], r"args\[0\]\.x as JSON: it is a sample_types\.NotData\."),
+        ([(t.Point(t.NotData()),), {}], r"args\[0\]\.x as JSON: it is a json_samples\.NotData\."),
         ([(1,), {"who": {"x": [0, 1j]}}], r"kwargs\['who'\]\['x'\]\[1\] as JSON: it is a complex"),
         ({"a": {1: int}}, r"value\['a'\]\[1\] as JSON: it is a type"),
-        ({t.Frozen("k"): [lambda: 0]}, r"value\[<sample_types\.Frozen>\]\[0\] as JSON: it is a function"),
+        ({t.Frozen("k"): [lambda: 0]}, r"value\[<json_samples\.Frozen>\]\[0\] as JSON: it is a function"),
         ({"x" * 500: 1j}, r"value\['x{38}…\] as JSON"),
         ([{(1, 1j)}], r"value\[0\]\{…\}\(…\) as JSON"),
         (memoryview(b""), "memoryview"),
@@ -300,7 +300,7 @@ def test_reading_runs_no_code_of_the_class():
 
 
 def test_missing_fields_get_their_defaults():
-    back = loads(b'{"$taskq": "dataclass", "c": "sample_types:Defaults", "v": {"a": 1}}')
+    back = loads(b'{"$taskq": "dataclass", "c": "json_samples:Defaults", "v": {"a": 1}}')
     assert (back.a, back.b, hasattr(back, "c")) == (1, [7], False)
     unset = t.Defaults(1)
     assert json.loads(dumps(unset))["v"] == {"a": 1, "b": [7]}
