@@ -6,6 +6,8 @@ stand the defaults that contributions offer (``taskq_config_defaults``), below t
 
 from __future__ import annotations
 
+from taskq.config.load import ConfigWarning, LoadedConfig, Row, load
+from taskq.config.redact import HIDDEN, redact, redact_url
 from taskq.config.schema import (
     PLUGIN_SECTIONS,
     PluginSettings,
@@ -15,8 +17,9 @@ from taskq.config.schema import (
     Settings,
     WorkerSettings,
 )
+from taskq.config.sources import Given, Origin
 
 __all__ = [
-    "PLUGIN_SECTIONS", "PluginSettings", "QueueSettings", "RouteSettings", "ScheduleSettings", "Settings",
-    "WorkerSettings",
+    "HIDDEN", "PLUGIN_SECTIONS", "ConfigWarning", "Given", "LoadedConfig", "Origin", "PluginSettings", "QueueSettings",
+    "RouteSettings", "Row", "ScheduleSettings", "Settings", "WorkerSettings", "load", "redact", "redact_url",
 ]  # fmt: skip

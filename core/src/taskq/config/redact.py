@@ -14,30 +14,32 @@ from taskq.spi.url import Url
 
 HIDDEN = "***"
 _SECRET_NAME = re.compile(
-    r"passw|passphrase|secret|token|credential|dsn|auth|signature|private|apikey|(^|[_.-])(key|pw|pin)s?$",
+    r"passw|passphr|secret|token|credential|dsn|auth|signature|private|apikey|(^|[_.-])(key|pw|pin)s?$",
     re.IGNORECASE,
 )
-_WITH_USER = re.compile(r"^([a-zA-Z][\w+.\-]*:(?://)?)?.*@(.*)$", re.S)
-_QUERY = re.compile(r"([?&;][^=&;\s]*)=[^&;\s]*")
 
 
-def redact_url(text: str) -> str:
-    """Return URL text, well-formed or not, without user, password and query values."""
-    return _QUERY.sub(rf"\1={HIDDEN}", _WITH_USER.sub(rf"\1{HIDDEN}@\2", text))
+def redact_url(url: Url) -> str:
+    """Return a URL without its password and the values of its query; what may be a misplaced password hides more."""
+    if "@" in url.path or "@" in (url.host or "") or any("@" in key for key, _ in url.query):
+        return f"{url.scheme}:{HIDDEN}"
+    return str(url.without_query()) + "?&"[: bool(url.query)] + "&".join(f"{key}={HIDDEN}" for key, _ in url.query)
 
 
 def redact(value: Any, name: str = "", *, secret: bool = False) -> Any:
-    """Return a copy of a value that may be printed; ``name`` is the key that it stands under."""
+    """Return a copy of a value, as plain data, that may be printed; ``name`` is the key that it stands under."""
     if value is None or isinstance(value, bool):
         return value
     if secret or _SECRET_NAME.search(name):
         return HIDDEN
     if isinstance(value, Url):
-        return redact_url(str(value)) if value.host is None and "@" in value.path else str(value)
+        return redact_url(value)
     if isinstance(value, str):
-        return ";".join(redact_url(part) for part in value.split(";")) if "@" in value else value
+        return HIDDEN if "@" in value else value  # it may be a URL with a password, and nobody knows where that ends
     if isinstance(value, Mapping):
-        return {redact(k): redact(v, str(k)) for k, v in value.items()}
+        return {redact(str(k)): redact(v, str(k)) for k, v in value.items()}
     if isinstance(value, list | tuple | set | frozenset):
         return [redact(item, name) for item in value]
-    return value
+    if isinstance(value, int | float):
+        return value
+    return repr(value) if hasattr(value, "__struct_fields__") else str(value)

@@ -1,39 +1,24 @@
 """Every setting of the kernel: its name, type, default and meaning, once.
 
 A setting is one line: ``name: Annotated[type, about("help", unit=…, …)] = default``. Its place in a file, its
-environment variable, its conversion from text, ``config show`` and the reference follow from that line. Settings are immutable.
+environment variable, its conversion from text, ``config show`` and the reference follow from that line.
 
-Times are in seconds and sizes in bytes; as text both take a unit (``"10m"``, ``"64MiB"``). ``"none"`` unsets a setting
-that may be unset. Plugins add options of their own under ``transports.NAME``, ``pools.NAME`` … (``PLUGIN_SECTIONS``).
+Settings are immutable. Times are in seconds and sizes in bytes; as text both take a unit (``"10m"``, ``"64MiB"``), and
+``"none"`` unsets a setting that may be unset. Plugins add options of their own under ``transports.NAME`` and its like
+(``PLUGIN_SECTIONS``).
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 from msgspec import Struct
 
 from taskq.config.redact import redact
+from taskq.config.values import about
 from taskq.spi.transport import DeclareMode, SubscribeOrder
 from taskq.spi.url import Url
-
-
-class About(Struct, frozen=True):
-    """What is known of a setting besides its type and default; also made from the metadata of ``taskq.spi.option``."""
-
-    help: str = ""
-    unit: str = ""
-    minimum: float | None = None
-    choices: Sequence[Any] | None = None
-    secret: bool = False
-    since: str = "0.1"
-
-
-def about(help: str, *, unit: str = "", minimum: float | None = None, choices: Sequence[Any] | None = None,
-          secret: bool = False, since: str = "0.1") -> About:  # fmt: skip
-    """Describe a setting: one sentence, its unit ("s" or "bytes"), limits, secrecy and the release that brought it."""
-    return About(help, unit, minimum, choices, secret, since)
 
 
 class Section(Struct, frozen=True, kw_only=True):
@@ -119,7 +104,7 @@ class Settings(Section, frozen=True, kw_only=True):
 
     broker: Annotated[tuple[Url, ...], about('broker URL; ";" or a list for fail-over servers')] = (Url("sqlite"),)
     result_store: Annotated[
-        tuple[Url, ...] | None, about('result store URL, or "none"; default: the broker where it can hold results')
+        tuple[Url, ...] | None, about('result store URL, or "none"; default: the broker where it can', none=())
     ] = None
     include: Annotated[tuple[str, ...], about("modules to import for their tasks")] = ()
     timezone: Annotated[str, about("zone of schedules without their own")] = "UTC"
