@@ -124,7 +124,8 @@ def decide(
         chosen = allowed[0]
         if not setting and len(offers) > 1:
             setting = next(r.detail.partition(" ")[0] for r in offers if r.state is State.BLOCKED)
-    candidates = tuple((r, "" if r is chosen else r.detail or str(r.state)) for r in offers)
+    # Of a kind that is selected only the chosen one is still "installed"; contributions all are.
+    candidates = tuple((r, "" if r.state is State.INSTALLED else r.detail or str(r.state)) for r in offers)
     lines = [f"asked for {label(kind, name)}; {len(offers) or 'no'} installed distribution(s) offer it"]
     taken = f"chosen by {setting}" if setting else "chosen, the only one"
     for record, excluded in candidates:
