@@ -1,0 +1,1 @@
+"""The threads pool: jobs run on a number of threads of the worker's process."""
