@@ -10,36 +10,39 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from msgspec import Struct
+
+from taskq.config.values import fields_of
 from taskq.spi.url import Url
 
 HIDDEN = "***"
-_SECRET_NAME = re.compile(
-    r"passw|passphr|secret|token|credential|dsn|auth|signature|private|apikey|(^|[_.-])(key|pw|pin)s?$",
-    re.IGNORECASE,
-)
+_SUSPECT = r"(?i)passw|passphr|secret|token|credential|dsn|auth|signature|private|apikey|(^|[_.-])(key|pw|pin|salt)s?$"
 
 
 def redact_url(url: Url) -> str:
     """Return a URL without its password and the values of its query; what may be a misplaced password hides more."""
     if "@" in url.path or "@" in (url.host or "") or any("@" in key for key, _ in url.query):
         return f"{url.scheme}:{HIDDEN}"
-    return str(url.without_query()) + "?&"[: bool(url.query)] + "&".join(f"{key}={HIDDEN}" for key, _ in url.query)
+    return str(url.without_query()) + ("?" if url.query else "") + "&".join(f"{key}={HIDDEN}" for key, _ in url.query)
 
 
 def redact(value: Any, name: str = "", *, secret: bool = False) -> Any:
     """Return a copy of a value, as plain data, that may be printed; ``name`` is the key that it stands under."""
     if value is None or isinstance(value, bool):
         return value
-    if secret or _SECRET_NAME.search(name):
+    if secret or re.search(_SUSPECT, name):
         return HIDDEN
     if isinstance(value, Url):
         return redact_url(value)
     if isinstance(value, str):
-        return HIDDEN if "@" in value else value  # it may be a URL with a password, and nobody knows where that ends
+        return HIDDEN if "@" in value else str(value)  # it may be a URL, and nobody knows where its password ends
+    if isinstance(value, Struct):
+        fields = ((field, getattr(value, field.name)) for field in fields_of(type(value)).values())
+        return {f.name: redact(v, f.name, secret=f.about.secret) for f, v in fields if v != f.default}
     if isinstance(value, Mapping):
-        return {redact(str(k)): redact(v, str(k)) for k, v in value.items()}
+        return {redact(str(key)): redact(item, str(key)) for key, item in value.items()}
     if isinstance(value, list | tuple | set | frozenset):
+        if value and all(isinstance(item, Url) for item in value):
+            return ";".join(redact_url(item) for item in value)
         return [redact(item, name) for item in value]
-    if isinstance(value, int | float):
-        return value
-    return repr(value) if hasattr(value, "__struct_fields__") else str(value)
+    return value if isinstance(value, int | float) else redact(str(value))

@@ -25,16 +25,7 @@ class Section(Struct, frozen=True, kw_only=True):
     """A table of settings. Its repr shows what differs from the defaults, without secrets."""
 
     def __repr__(self) -> str:
-        defaults = dict(zip(reversed(self.__struct_fields__), reversed(self.__struct_defaults__), strict=False))
-        pairs = ((name, getattr(self, name)) for name in self.__struct_fields__)
-        shown = (f"{n}={redact(v, n)!r}" for n, v in pairs if n not in defaults or v != default_of(defaults[n]))
-        return f"{type(self).__name__}({', '.join(shown)})"
-
-
-def default_of(declared: Any) -> Any:
-    """Return the default that a struct's entry of ``__struct_defaults__`` stands for."""
-    factory = getattr(declared, "factory", None)  # msgspec keeps mutable and computed defaults as factories
-    return declared if factory is None else factory()
+        return f"{type(self).__name__}({', '.join(f'{key}={value!r}' for key, value in redact(self).items())})"
 
 
 class QueueSettings(Section, frozen=True, kw_only=True):
@@ -178,8 +169,8 @@ RESERVED: Mapping[tuple[str, ...], str] = {
 """The seam for several brokers: ``brokers`` (name to URL) and ``queues.NAME.broker``. Refused, so that nothing set is
 ignored; what they become is a mapping from queue to transport in the producer and the worker."""
 
-EXTERNAL_VARIABLES = ("TASKQ_APP", "TASKQ_CONFIG")
-"""Variables that are read elsewhere: the command line's ``-A``, and the name of the file."""
+READ_ELSEWHERE = ("TASKQ_APP", "TASKQ_CONFIG")
+"""Variables that are no settings: the command line's ``-A``, and the name of the file."""
 
 IGNORED_VARIABLES = ("TASKQ_TEST_", "TASKQ_SEED", "TASKQ_SOAK")
-"""Variables of the test suite, which share the prefix and are nobody's mistake."""
+"""Beginnings of the test suite's variables, which share the prefix and are nobody's mistake."""

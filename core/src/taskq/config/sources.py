@@ -136,7 +136,7 @@ def _toml_problem(error: Exception) -> str:
 
 _KEY = r"""(?:"(?:[^"\\]|\\.)*"|'[^']*'|[A-Za-z0-9_-]+)"""
 _DOTTED = rf"{_KEY}(?:\s*\.\s*{_KEY})*"
-_LINE = re.compile(rf"\s*(?:\[\[?\s*(?P<table>{_DOTTED})\s*\]\]?|(?P<key>{_DOTTED})\s*=)")
+_LINE = rf"\s*(?:\[\[?\s*(?P<table>{_DOTTED})\s*\]\]?|(?P<key>{_DOTTED})\s*=)"
 
 
 def _lines(text: str) -> dict[Path, int]:
@@ -145,7 +145,7 @@ def _lines(text: str) -> dict[Path, int]:
     table: Path = ()
     quote = ""  # the delimiter of the multi-line string that we are in
     for number, line in enumerate(text.split("\n"), 1):
-        if not quote and (match := _LINE.match(line)):
+        if not quote and (match := re.match(_LINE, line)):
             parts = tuple(part.strip("\"'") for part in re.findall(_KEY, match["table"] or match["key"]))
             path = parts if match["table"] else table + parts
             table = path if match["table"] else table
@@ -155,26 +155,3 @@ def _lines(text: str) -> dict[Path, int]:
             if quote in ("", mark) and line.count(mark) % 2:
                 quote = "" if quote else mark
     return found
-
-
-def nest(key: str, value: Any) -> tuple[str, Any]:
-    """Return a dotted key from code or the command line as a top-level key, with its value in nested tables.
-
-    In ``transports.NAME.OPTION`` and its like the name may hold dots itself.
-    """
-    first, _, rest = key.partition(".")
-    middle, _, last = rest.rpartition(".")
-    for part in (last, middle):
-        value = {part: value} if part else value
-    return first, value
-
-
-def suggest(name: str, known: list[str]) -> str:
-    """Return "; did you mean …?" with the nearest known names, or an empty text."""
-    from difflib import get_close_matches
-
-    lower = name.lower().replace("-", "_")
-    near = [k for k in known if k == lower or k.endswith(f".{lower}")] or get_close_matches(lower, known, 3, 0.65)
-    if not near:
-        near = [k for k in known if get_close_matches(lower, [k.rpartition(".")[2]], 1, 0.8)][:3]
-    return f"; did you mean {' or '.join(repr(k) for k in near)}?" if near else ""
