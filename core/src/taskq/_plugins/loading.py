@@ -58,7 +58,7 @@ def _load_with_stevedore(record: PluginRecord) -> Any:
         def list_entry_points(self) -> list[EntryPoint]:
             return [entry]  # never stevedore's own listing
 
-    return OneDriver(entry.group, entry.name, warn_on_missing_entrypoint=False).extensions[0].plugin
+    return OneDriver(entry.group, entry.name).extensions[0].plugin
 
 
 def failure(record: PluginRecord, exc: BaseException, what: str) -> PluginError:

@@ -33,7 +33,6 @@ T = TypeVar("T")
 _STATE_OF: tuple[tuple[type[PluginError], State], ...] = (
     (PluginIncompatible, State.INCOMPATIBLE),
     (PluginInvalid, State.INVALID),
-    (PluginBroken, State.BROKEN),
 )
 
 
@@ -161,7 +160,7 @@ class PluginManager:
         try:
             result = step()
         except PluginError as exc:
-            self._states[record] = next(s for t, s in _STATE_OF if isinstance(exc, t)), str(exc)
+            self._states[record] = next((s for t, s in _STATE_OF if isinstance(exc, t)), State.BROKEN), str(exc)
             raise
         self._states[record] = State.LOADED, ""
         return result

@@ -10,7 +10,7 @@ from typing import Any, cast
 import click
 
 from taskq._plugins import KINDS, PluginManager, PluginRecord, State, choosing, hints
-from taskq.errors import ConfigError, PluginError, TaskQError
+from taskq.errors import ConfigError, PluginError, PluginNotInstalled, TaskQError
 
 _COLOURS = {
     State.LOADED: "green", State.BLOCKED: "yellow", State.CONFLICT: "yellow", State.BROKEN: "red",
@@ -220,10 +220,10 @@ def _table(records: Sequence[PluginRecord]) -> None:
 
 def _describe(manager: PluginManager, kind: str, name: str) -> dict[str, Any]:
     if kind not in KINDS:
-        record = manager.check(
-            next((r for r in manager.records(kind) if r.name == name), PluginRecord(kind, name, *"???"))
-        )
-        return {**record.as_dict(), "abilities": {}, "limits": {}, "notes": [], "options": []}
+        found_record = next((r for r in manager.records(kind) if r.name == name), None)
+        if found_record is None:
+            raise PluginNotInstalled(manager.why(kind, name).lines[-1])
+        return {**manager.check(found_record).as_dict(), "abilities": {}, "limits": {}, "notes": [], "options": []}
     spec: Any = manager.select(kind, name)
     record = next(r for r in manager.records(kind) if r.name == name and r.state is State.LOADED)
     found = {f: getattr(spec, f) for f in ("trusted", "rules", "shared", "needs") if hasattr(spec, f)}
