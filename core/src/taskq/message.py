@@ -25,7 +25,8 @@ RELEASE: Final = 1
 class Outbound(Struct, gc=False):
     """A message on its way to a broker.
 
-    ``id`` names the message for diagnostics and de-duplication; ``delay`` counts from the call of ``send``; ``priority``
+    ``id`` is unique per message and the same whenever that message is sent again: the task id for a first run, with epoch
+    and attempt added for later ones, so that a server that drops repeated ids never drops a retry. ``delay`` counts from the call of ``send``; ``priority``
     is 0–9, higher first; ``group`` is the ordering key of ordered queues; ``routing_key`` overrides the queue's name for
     transports that route (topic, fan-out) and is None elsewhere.
     """
@@ -159,7 +160,7 @@ class Outcome(Struct, array_like=True):
 
     ``kind`` is one of DONE, DEAD, RELEASED below; ``state`` the task's state; ``result`` the encoded result record
     payload or None when nothing is to be stored; ``follow_ups`` messages to send before the acknowledgement (a retry,
-    the next of a chain); ``reason`` why it is dead.
+    the next of a chain); ``reason`` says why it failed or is dead, ``detail`` is the traceback's text.
     """
 
     kind: int
@@ -167,6 +168,7 @@ class Outcome(Struct, array_like=True):
     result: bytes | None = None
     follow_ups: tuple[Outbound, ...] = ()
     reason: str | None = None
+    detail: str | None = None
     terminal: bool = True
 
 

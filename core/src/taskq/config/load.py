@@ -38,7 +38,7 @@ def load(
     isolated: bool = False,
     config_file: str | os.PathLike[str] | None = None,
     cli: Mapping[str, Any] | None = None,
-    plugin_defaults: Mapping[str, Mapping[str, Any]] | None = None,
+    plugin_defaults: dict[str, Mapping[str, Any]] | None = None,
     environ: Mapping[str, str] | None = None,
     cwd: str | os.PathLike[str] | None = None,
     code_where: str = "",
@@ -51,7 +51,7 @@ def load(
         isolated: ignore files and the environment.
         config_file: the file to read, before ``TASKQ_CONFIG`` and the search.
         cli: settings given on the command line; ``Given(value, Origin("command line", "--pool"))`` names the option.
-        plugin_defaults: distribution to the mapping that its ``taskq_config_defaults`` returned.
+        plugin_defaults: name of each contribution to what its ``taskq_config_defaults`` returned; the first one counts.
         environ: the environment; default: the process's.
         cwd: where the search for a file starts; default: the working directory.
         code_where: ``file:line`` of the code, for listings.

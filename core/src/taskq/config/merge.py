@@ -168,9 +168,6 @@ class Merge:
         """Return the converted value, ``_BAD`` after collecting what is wrong."""
         if field.type == tuple[RouteSettings, ...]:
             return self.routes(path, _from_json(value), origin)
-        if path == ("plugins", "choose") and isinstance(value, Mapping):  # an unquoted transports.redis = … nests
-            value = {f"{kind}.{name}".strip("."): chosen for kind, inner in value.items()
-                     for name, chosen in (inner if isinstance(inner, Mapping) else {"": inner}).items()}  # fmt: skip
         try:
             return convert(value, field.type, field.about)
         except Mismatch as error:

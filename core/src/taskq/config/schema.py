@@ -60,9 +60,9 @@ class ScheduleSettings(Section, frozen=True, kw_only=True):
 class PluginSettings(Section, frozen=True, kw_only=True):
     """``plugins``: which plugins may load, and which of several is meant."""
 
-    blocked: Annotated[tuple[str, ...], about("plugins that are never loaded: KIND.NAME or a distribution")] = ()
-    only: Annotated[tuple[str, ...] | None, about("if set, nothing but these plugins is loaded")] = None
-    choose: Annotated[Mapping[str, str], about("KIND.NAME = distribution, where several offer the same name")] = {}
+    blocked: Annotated[tuple[str, ...], about("plugins never to load: NAME, KIND:NAME, a distribution, with *")] = ()
+    only: Annotated[tuple[str, ...] | None, about("the only plugins to load, likewise; default: all")] = None
+    choose: Annotated[Mapping[str, str], about('"KIND:NAME" = distribution, where two offer the same')] = {}
     required: Annotated[tuple[str, ...], about('what must be installed, as "taskq-transport-redis>=1.2"')] = ()
 
 
@@ -123,6 +123,9 @@ class Settings(Section, frozen=True, kw_only=True):
     retry_backoff_max: Annotated[float, about("longest wait before a retry", unit="s", minimum=0)] = 600.0
     retry_jitter: Annotated[bool, about("wait a random part of the back-off")] = True
     max_deliveries: Annotated[int, about("started deliveries without an outcome before the dead letter", minimum=1)] = 5
+    unknown_task_wait: Annotated[
+        float, about("time a task that a worker does not know is offered to others first", unit="s", minimum=0)
+    ] = 5.0
     lease: Annotated[
         float | None, about("time a silent worker keeps messages; default: the transport's", unit="s", minimum=0.1)
     ] = None

@@ -5,7 +5,7 @@ Text is read in the same way wherever it comes from (a file, a variable, a URL's
     true false yes no on off 1 0       for a truth value
     30  2.5  "10m"  "64MiB"            for a number; the suffix where the setting has a unit
     a,b,c  or  ["a", "b"]              for a list; JSON where it starts with a bracket
-    {"a": 1}                           for a table
+    {"a": 1}  or  a=x,b=y              for a table
     none                               for a setting that may be unset
 """
 
@@ -168,7 +168,8 @@ def _read(text: str, kind: Any, about: About) -> Any:
         except msgspec.DecodeError:
             raise Mismatch(f"{describe(kind, about)}, as well-formed JSON") from None
     if not listed:
-        return text
+        pairs = [item.partition("=") for item in word.split(",")]
+        return {key.strip(): value.strip() for key, mark, value in pairs} if all(mark for _, mark, _ in pairs) else text
     items = [item.strip() for item in word.split(",") if item.strip()]
     kinds = args if args and args[-1] is not ... and len(args) == len(items) else [*args[:1], str][:1] * len(items)
     return [_read(item, element, about) for item, element in zip(items, kinds, strict=True)]
@@ -180,7 +181,7 @@ def _read_number(word: str, kind: type, about: About) -> Any:
     if match is None or factor is None:
         raise Mismatch(describe(kind, about))
     try:
-        number: float = int(match[1])
+        number: Any = int(match[1])
     except ValueError:  # a fraction, an exponent, or more digits than int() reads
         number = float(match[1])
     number = number / 1000 if factor == 0.001 else number * factor

@@ -13,7 +13,7 @@ from msgspec import Struct
 
 
 class Support(StrEnum):
-    """Whether the server does it itself, the plugin or kernel does it for the server, or nobody can."""
+    """NATIVE: the server does it. EMULATED: the plugin does it for the server. NO: the kernel does it or refuses it."""
 
     NATIVE = "native"
     EMULATED = "emulated"

@@ -137,7 +137,12 @@ class Pool(Protocol):
 
 @runtime_checkable
 class SupportsInline(Protocol):
-    """A pool that runs jobs on the worker's own thread, without a hand-off."""
+    """A pool that runs jobs on the worker's own thread, without a hand-off.
+
+    ``finished`` holds, after ``run`` was left by an exception, what had finished until then; empty after one that returned.
+    """
+
+    finished: list[Finished]
 
     def run(self, jobs: deque[Job], slice_s: float) -> list[Finished]:
         """Pop jobs from the left and run them until none is left or ``slice_s`` seconds have passed; at least one.

@@ -1,0 +1,123 @@
+"""``taskq config``: which values are in force and where each came from, and whether they are right."""
+
+from __future__ import annotations
+
+import json
+import os
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from taskq.config import PLUGIN_SECTIONS, LoadedConfig, Row, load
+from taskq.errors import ConfigError, PluginError, TaskQError
+
+if TYPE_CHECKING:
+    from taskq._plugins import PluginManager
+
+
+@click.group()
+def config() -> None:
+    """Show and check the configuration."""
+
+
+@config.command()
+@click.option("--all", "every", is_flag=True, help="Show the defaults too.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@click.pass_context
+def show(ctx: click.Context, every: bool, as_json: bool) -> None:
+    """Show what differs from the defaults, each value with its origin; secrets are hidden."""
+    try:
+        loaded = _loaded(ctx)
+    except TaskQError as error:
+        raise click.ClickException(str(error)) from None
+    _check_sections(ctx, loaded)  # what is wrong there is for `check`; what is secret is known now
+    rows = loaded.rows(every=every)
+    if as_json:
+        settings = [{"name": r.name, "value": r.value, "source": r.origin.kind, "where": r.origin.where} for r in rows]
+        click.echo(json.dumps({"file": loaded.file, "settings": settings, "warnings": loaded.warnings}, indent=2))
+        return
+    texts = [(f"{row.name} = {_toml(row.value)}", row) for row in rows]
+    width = min(max((len(text) for text, _ in texts), default=0), 60)
+    for text, row in texts:
+        click.echo(f"{text:{width}}  # {_comment(row, every=every)}")
+    for text in loaded.warnings:
+        click.echo(f"warning: {text}", err=True)
+
+
+@config.command()
+@click.pass_context
+def check(ctx: click.Context) -> None:
+    """List everything that is wrong with the configuration; the exit code is 1 if anything is."""
+    problems: list[ConfigError] = []
+    try:
+        loaded = _loaded(ctx, problems)
+    except TaskQError as error:
+        raise click.ClickException(str(error)) from None
+    errors, notes = _check_sections(ctx, loaded)
+    for text in [*loaded.warnings, *notes]:
+        click.echo(f"warning: {text}", err=True)
+    for text in [*map(str, problems), *errors]:
+        click.echo(f"error: {text}")
+    if problems or errors:
+        ctx.exit(1)
+    click.echo(f"the configuration is right ({loaded.file or 'no file'})")
+
+
+def _loaded(ctx: click.Context, problems: list[ConfigError] | None = None) -> LoadedConfig:
+    """Return the configuration of the application or main command (``ctx.obj.config``), or load it."""
+    try:
+        loaded = getattr(ctx.obj, "config", None)
+    except ConfigError as error:  # the application cannot be made: look for all that is wrong
+        if problems is None:
+            raise
+        loaded = load(problems=problems)
+        if not problems:
+            problems.append(error)
+        return loaded
+    if not isinstance(loaded, LoadedConfig):
+        return load(problems=problems)
+    return loaded if problems is None else loaded.reloaded(problems=problems)
+
+
+def _check_sections(ctx: click.Context, loaded: LoadedConfig) -> tuple[list[str], list[str]]:
+    """Validate the sections of plugins that nobody has selected so far; return errors and notes."""
+    errors: list[str] = []
+    notes: list[str] = []
+    kinds = {section: kind for kind, section in PLUGIN_SECTIONS.items()}
+    for section, name in loaded.unchecked():
+        try:
+            options = _manager(ctx, loaded).select(kinds[section], name).options  # type: ignore[call-overload]
+            loaded.plugin_options(section, name, options)
+        except PluginError as error:
+            notes.append(f"the section {section}.{name} has no effect: {error}")
+        except ConfigError as error:
+            errors.append(str(error))
+    return errors, notes
+
+
+def _manager(ctx: click.Context, loaded: LoadedConfig) -> PluginManager:
+    from taskq._plugins import PluginManager
+
+    chosen = loaded.settings.plugins
+    manager = getattr(ctx.obj, "plugins", None)
+    if isinstance(manager, PluginManager):
+        return manager
+    return PluginManager(blocked=chosen.blocked, only=chosen.only, choose=chosen.choose)
+
+
+def _comment(row: Row, *, every: bool) -> str:
+    words = [str(row.origin)]
+    if every and row.about.help:
+        words.append(row.about.help + (f" [{row.about.unit}]" if row.about.unit else ""))
+    return "; ".join(words)
+
+
+def _toml(value: Any) -> str:
+    """Return a value as it would stand in a file."""
+    if value is None:
+        return '"none"'
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{json.dumps(key)} = {_toml(item)}" for key, item in value.items()) + "}"
+    if isinstance(value, list | tuple):
+        return "[" + ", ".join(map(_toml, value)) + "]"
+    return json.dumps(value, ensure_ascii=False)

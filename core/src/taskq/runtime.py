@@ -1,0 +1,281 @@
+"""The runtime: runs one job of one task and says how it ended. Everything that can be decided once is decided at boot.
+
+Each task is compiled into a closure with its middleware composed, its codec bound and its limits chosen, so that a run
+costs a body decode, the task and, where a result is kept, an encode.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import threading
+import time
+from collections.abc import Callable
+from contextvars import copy_context
+from typing import TYPE_CHECKING, Any
+
+from taskq import envelope
+from taskq.context import Request, request_var
+from taskq.envelope import GROUP, NOT_BEFORE, PRIORITY, TRANSFORMS, Header
+from taskq.errors import (
+    DecodeError,
+    PayloadTooLarge,
+    Reject,
+    ResultTooLarge,
+    Retry,
+    SerializationError,
+    TaskArgumentsError,
+    TaskFailure,
+    TaskInterrupted,
+)
+from taskq.failure import ResultPayload, describe, encode_error, encode_payload, traceback_text
+from taskq.message import DEAD, DONE, Job, Outbound, Outcome
+from taskq.middleware import compose_run, compose_run_async
+from taskq.spi.pool import TaskLimits
+from taskq.states import FAILURE, RETRY, SUCCESS
+from taskq.states import DEAD as STATE_DEAD
+
+if TYPE_CHECKING:
+    from taskq.app import TaskQ
+    from taskq.task import Task
+
+FINISHED = Outcome(DONE, SUCCESS)
+"""The outcome of a success whose result nobody keeps: one object for all, told by identity."""
+
+Execute = Callable[[Job], Outcome]
+
+
+class TaskRuntime:
+    """Runs the tasks of one application; see ``taskq.spi.Runtime``."""
+
+    def __init__(self, app: TaskQ, worker: str = "") -> None:
+        self.app = app
+        self.worker = worker
+        self._execute: dict[str, Execute] = {}
+        self._loop = threading.local()
+        for name, task in app.tasks.items():
+            self._execute[name] = self._compile(task)
+
+    def execute(self, job: Job) -> Outcome:
+        """Run one job on this thread."""
+        return self._execute[job.task](job)
+
+    async def execute_async(self, job: Job) -> Outcome:
+        """Run one job on the running loop; a ``def`` task goes to a thread."""
+        if not self.is_async(job.task):
+            return await asyncio.to_thread(self.execute, job)
+        task = self.app.tasks[job.task]
+        prepared = self._prepare(task, job)
+        if isinstance(prepared, Outcome):
+            return prepared
+        header, request = prepared
+        request_var.set(request)
+        try:
+            result = await self._async_chain(task)(request)
+            return self._success(task, header, result)
+        except TaskInterrupted:
+            raise
+        except BaseException as error:
+            return self._failed(task, job, request, error)
+
+    def is_async(self, task: str) -> bool:
+        """Whether a task is ``async def``."""
+        return self.app.tasks[task].is_async
+
+    def limits(self, task: str) -> TaskLimits:
+        """Return a task's time limits."""
+        found = self.app.tasks[task]
+        return TaskLimits(found.soft_time_limit, found.time_limit)
+
+    def start(self) -> None:
+        """Set up the tasks' shared resources and run the start hooks of this process."""
+        for task in self.app.tasks.values():
+            task.process_started()
+        self.app.plugins.process_started(self.app)
+
+    def stop(self) -> None:
+        """Run the stop hooks of this process and give the tasks' resources back."""
+        self.app.plugins.process_stopping(self.app)
+        for task in self.app.tasks.values():
+            task.process_stopping()
+
+    # ------------------------------------------------------------------------------------------------ compiling
+
+    def _compile(self, task: Task[..., Any]) -> Execute:
+        if task.is_async:
+            async_chain = self._async_chain(task)
+
+            def chain(request: Request) -> Any:
+                return self._thread_loop().run(_await(async_chain, request))
+        else:
+            call = task.call
+
+            def core(request: Request) -> Any:
+                return call(*request.args, **request.kwargs)
+
+            chain = compose_run(core, [*self.app.middlewares, *task.hook_middlewares()])
+
+        codec = self.app.codec
+        content_type = codec.settings.serializer
+        loads = codec.serializer(content_type).loads if content_type in codec.settings.accept else None
+        models, worker, unframe = task.models, self.worker, envelope.decode
+        set_request = request_var.set
+        prepare, success, failed = self._prepare, self._success, self._failed
+
+        def invoke(request: Request) -> Any:
+            set_request(request)
+            return chain(request)
+
+        def execute(job: Job) -> Outcome:
+            header: Header = job.header
+            if header is None:
+                header, job.body = unframe(job.payload)
+                job.header = header
+            extra = header.extra
+            if (
+                loads is None
+                or models is not None
+                or header.content_type != content_type
+                or (extra is not None and TRANSFORMS in extra)
+            ):
+                prepared = prepare(task, job)
+                if isinstance(prepared, Outcome):
+                    return prepared
+                request = prepared[1]
+            else:
+                try:
+                    args, kwargs = loads(job.payload[job.body :])
+                except (DecodeError, ValueError, TypeError) as error:
+                    return self._undecodable(task, job, error)
+                request = Request(header, args, kwargs, job.queue, job.deliveries, task, worker)
+            try:
+                # A context of its own: what a task sets must not be seen by the next one on this thread.
+                result = copy_context().run(invoke, request)
+                return FINISHED if header.reply is None else success(task, header, result)
+            except TaskInterrupted:
+                raise
+            except BaseException as error:
+                return failed(task, job, request, error)
+
+        return execute
+
+    def _async_chain(self, task: Task[..., Any]) -> Callable[[Request], Any]:
+        call = task.call
+
+        async def core(request: Request) -> Any:
+            return await call(*request.args, **request.kwargs)
+
+        return compose_run_async(core, [*self.app.middlewares, *task.hook_middlewares()])
+
+    def _thread_loop(self) -> asyncio.Runner:
+        """Return this thread's event loop: ``async def`` tasks on a pool of threads share one per thread."""
+        runner: asyncio.Runner | None = getattr(self._loop, "runner", None)
+        if runner is None:
+            runner = self._loop.runner = asyncio.Runner()
+        return runner
+
+    # -------------------------------------------------------------------------------------------------- running
+
+    def _prepare(self, task: Task[..., Any], job: Job) -> tuple[Header, Request] | Outcome:
+        """Decode a body with everything it may need; an Outcome when that fails."""
+        if job.header is None:
+            job.header, job.body = envelope.decode(job.payload)
+        header: Header = job.header
+        try:
+            args, kwargs = self.app.codec.decode_arguments(header, job.payload[job.body :])
+        except SerializationError as error:
+            return self._undecodable(task, job, error)
+        if task.models is not None:
+            try:
+                args, kwargs = task.models.load_arguments(args, kwargs)
+            except TaskArgumentsError as error:
+                request = Request(header, args, kwargs, job.queue, job.deliveries, task, self.worker)
+                return self._failed(task, job, request, error)
+        return header, Request(header, args, kwargs, job.queue, job.deliveries, task, self.worker)
+
+    def _success(self, task: Task[..., Any], header: Header, result: Any) -> Outcome:
+        if header.reply is None:
+            return FINISHED
+        codec = self.app.codec
+        serializer = codec.serializer(codec.settings.result_serializer)
+        try:
+            if task.models is not None:
+                result = task.models.plain(result)
+            data, transforms = codec.encode(result, serializer)
+            limit = self.app.settings.max_result_bytes
+            if limit is not None and len(data) > limit:
+                raise ResultTooLarge(
+                    f"the result of task {task.name} takes {len(data)} bytes, max_result_bytes is {limit}; "
+                    "store large data elsewhere and return a reference, or raise the setting"
+                )
+        except (SerializationError, ResultTooLarge, PayloadTooLarge) as error:
+            # The task has run; running it again would give the same. Its caller learns why there is no result.
+            return self._failure(task, header, error)
+        payload = ResultPayload(serializer.content_type, data, None, transforms, time.time(), self.worker)
+        return Outcome(DONE, SUCCESS, encode_payload(payload))
+
+    def _undecodable(self, task: Task[..., Any], job: Job, error: BaseException) -> Outcome:
+        reason = f"the arguments of task {task.name} cannot be decoded: {error}"
+        return Outcome(DEAD, STATE_DEAD, self._error_payload(job.header, DecodeError(reason), ""), (), reason, "")
+
+    def _failed(self, task: Task[..., Any], job: Job, request: Request, error: BaseException) -> Outcome:
+        """Turn what a task raised into an outcome: retry, dead letter or failure."""
+        header: Header = job.header
+        retry = task.wants_retry(error, header)
+        if retry is not None:
+            return self._retry(task, job, retry)
+        if isinstance(error, Retry):
+            error = error.exc or TaskFailure(f"task {task.name} [{header.id}] gave up after {header.attempt} retries")
+            return self._failure(task, header, error)
+        if isinstance(error, Reject):
+            reason = f"rejected by the task: {error}"
+            return Outcome(DEAD, STATE_DEAD, self._error_payload(header, error, reason), (), reason, traceback_text(error))
+        if isinstance(error, TypeError) and not isinstance(error, TaskArgumentsError):
+            misfit = task.misfit(request.args, request.kwargs)
+            if misfit is not None:
+                return self._failure(task, header, misfit)
+        return self._failure(task, header, error)
+
+    def _retry(self, task: Task[..., Any], job: Job, retry: Retry) -> Outcome:
+        header: Header = job.header
+        limit = task.retry_limit(header) if retry.max_retries is None else retry.max_retries
+        delay = task.retry_policy.delay(header.attempt) if retry.countdown is None else max(0.0, retry.countdown)
+        changes: dict[str, Any] = {NOT_BEFORE: time.time() + delay if delay else None}
+        body = job.payload[job.body :]
+        if retry.task_args is not None or retry.task_kwargs is not None:
+            old_args, old_kwargs = self.app.codec.decode_arguments(header, body)
+            new = (
+                old_args if retry.task_args is None else list(retry.task_args),
+                old_kwargs if retry.task_kwargs is None else dict(retry.task_kwargs),
+            )
+            try:
+                body, changes[TRANSFORMS] = self.app.codec.encode(new, self.app.codec.serializer(header.content_type))
+            except SerializationError as error:
+                return self._failure(task, header, error)
+        payload = envelope.with_changes(header, body, changes=changes, attempt=header.attempt + 1)
+        again = Outbound(
+            envelope.message_id(header, header.attempt + 1), job.queue, payload, int(header.get(PRIORITY, 5)), delay, header.get(GROUP)
+        )
+        cause: BaseException = retry.exc or retry
+        text = "" if retry.exc is None else traceback_text(cause)
+        reason = f"retry {header.attempt + 1} of {limit} in {delay:.3g} s" + (
+            f" after {describe(cause)}" if retry.exc is not None else ""
+        )
+        record = self._error_payload(header, cause, text)
+        return Outcome(DONE, RETRY, record, (again,), reason, text, terminal=False)
+
+    def _failure(self, task: Task[..., Any], header: Header, error: BaseException) -> Outcome:
+        text = traceback_text(error)
+        kind = DEAD if task.dead_letter and not isinstance(error, task.throws) else DONE
+        return Outcome(kind, FAILURE, self._error_payload(header, error, text), (), describe(error), text)
+
+    def _error_payload(self, header: Header, error: BaseException, text: str) -> bytes | None:
+        if header.reply is None:
+            return None
+        codec = self.app.codec
+        return encode_error(error, codec.serializer(codec.settings.result_serializer), text, self.worker)
+
+
+async def _await(chain: Callable[[Request], Any], request: Request) -> Any:
+    result = chain(request)
+    return await result if inspect.isawaitable(result) else result

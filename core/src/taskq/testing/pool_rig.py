@@ -1,0 +1,257 @@
+"""The test bench of the pool suite: a sink that remembers everything, jobs that can be watched, and the kernel's part."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol, cast
+
+from taskq.message import Job, Outcome
+from taskq.spi import Finished, Pool, PoolConfig, PoolSpec, SupportsInline
+from taskq.testing.base import eventually, within
+from taskq.testing.pool_runtime import KitRuntime, encode
+
+if TYPE_CHECKING:
+    from taskq.testing.pools import PoolSuite
+
+
+class InlinePool(Pool, SupportsInline, Protocol):
+    """A pool that runs on the worker's thread; ``finished`` is what a ``run`` that raised had finished."""
+
+    finished: list[Finished]
+
+
+class RecordingSink:
+    """Remembers what a pool reports, in order."""
+
+    def __init__(self) -> None:
+        self.changed = threading.Condition()
+        self.calls: list[tuple[str, tuple[int, ...]]] = []
+        self.outcomes: dict[int, Finished] = {}
+        self.reasons: list[str] = []
+        self.on_finished: Callable[[], None] = lambda: None
+        self.raises = 0
+        """How many of the next calls raise, after they were recorded."""
+
+    def _record(self, what: str, keys: Iterable[int]) -> None:
+        with self.changed:
+            self.calls.append((what, tuple(keys)))
+            fails = self.raises > 0
+            self.raises -= fails
+            self.changed.notify_all()
+        if fails:
+            raise RuntimeError("the kit's sink fails on purpose")
+
+    def started(self, keys: Sequence[int]) -> None:
+        self._record("started", keys)
+
+    def finished(self, batch: Sequence[Finished]) -> None:
+        self.outcomes.update({finished.key: finished for finished in batch})
+        self.on_finished()
+        self._record("finished", [finished.key for finished in batch])
+
+    def returned(self, keys: Sequence[int]) -> None:
+        self._record("returned", keys)
+
+    def crashed(self, running: Sequence[int], unstarted: Sequence[int], reason: str) -> None:
+        self.reasons.append(reason)
+        if unstarted:
+            self._record("unstarted", unstarted)
+        self._record("crashed", running)
+
+    def keys(self, *whats: str) -> list[int]:
+        """Return the keys reported in these ways, in order, repeats included; without ``whats``: all ends."""
+        whats = whats or ("finished", "returned", "crashed", "unstarted")
+        with self.changed:
+            return [key for what, keys in self.calls if what in whats for key in keys]
+
+    def count(self, what: str) -> int:
+        with self.changed:
+            return sum(1 for called, _ in self.calls if called == what)
+
+    def wait_for(self, keys: Iterable[int], seconds: float) -> set[int]:
+        """Wait until all these keys have ended in some way; return those that have not."""
+        missing = set(keys)
+        deadline = time.monotonic() + seconds
+        with self.changed:
+            seen = 0
+            while True:
+                for what, ended in self.calls[seen:]:
+                    if what != "started":
+                        missing.difference_update(ended)
+                seen = len(self.calls)
+                left = deadline - time.monotonic()
+                if not missing or left <= 0:
+                    return missing
+                self.changed.wait(left)
+
+
+class PoolBench:
+    """One pool at work, with its sink and its jobs."""
+
+    def __init__(self, rig: PoolRig, pool: Pool, concurrency: int, runtime: KitRuntime) -> None:
+        self.rig = rig
+        self.pool = pool
+        self.inline = cast("InlinePool", pool)
+        self.concurrency = concurrency
+        self.runtime = runtime
+        self.sink = RecordingSink()
+        self._stopped = False
+
+    # ------------------------------------------------------------------------------------------- jobs
+
+    def job(self, action: str, *arguments: Any, task: str = "kit.task") -> Job:
+        return Job(self.rig.next_key(), encode(action, *arguments), task, "kit", 1)
+
+    def jobs(self, count: int, action: str = "noop", *arguments: Any) -> list[Job]:
+        return [self.job(action, *arguments) for _ in range(count)]
+
+    def ran(self) -> Counter[int]:
+        """Return how often each key was started, by the jobs' own account."""
+        return Counter(int(line.split()[0]) for line in self.runtime.lines("runs"))
+
+    def where(self) -> dict[int, tuple[int, int]]:
+        """Return key → (process, thread)."""
+        found = {}
+        for line in self.runtime.lines("runs"):
+            key, process, thread = map(int, line.split())
+            found[key] = process, thread
+        return found
+
+    def running(self, jobs: Sequence[Job]) -> set[int]:
+        """Return the keys of those that have begun and not ended, by the jobs' own account."""
+        return {job.key for job in jobs} & (self.ran().keys() - {int(line) for line in self.runtime.lines("ended")})
+
+    def until_running(self, *jobs: Job) -> None:
+        """Wait until all these jobs have begun."""
+        keys = {job.key for job in jobs}
+        eventually(
+            self.rig.patience_s, "jobs that a free slot could take have begun", lambda: keys <= self.ran().keys()
+        )
+
+    def open(self, gate: str = "all") -> None:
+        """Let the jobs that wait at a gate go on."""
+        (self.runtime.folder / gate).touch()
+
+    # ------------------------------------------------------------------------------------------- the kernel's part
+
+    def submit(self, jobs: Sequence[Job]) -> int:
+        """Submit once; the pool must neither block nor accept more than it was given."""
+        count = within(self.rig.patience_s, "submit", lambda: self.pool.submit(jobs))
+        assert 0 <= count <= len(jobs), f"submit was given {len(jobs)} jobs and accepted {count}"
+        return count
+
+    def accept(self, *jobs: Job) -> None:
+        """Submit jobs that the pool has slots for."""
+        count = self.submit(jobs)
+        assert count == len(jobs), f"submit accepted {count} of {len(jobs)} jobs, although there were slots for all"
+
+    def feed(self, jobs: Sequence[Job], *, seconds: float | None = None) -> None:
+        """Give all the jobs to the pool, as it takes them, and wait until all have ended."""
+        deadline = time.monotonic() + (seconds or self.rig.patience_s * 2)
+        if self.rig.spec.capabilities.inline:
+            queue = deque(jobs)
+            while queue:
+                self.sink.finished(self.inline.run(queue, 0.05))
+            return
+        rest = list(jobs)
+        while rest:
+            with self.sink.changed:
+                calls = len(self.sink.calls)
+            rest = rest[self.submit(rest) :]
+            if rest:
+                with self.sink.changed:
+                    # Jobs end, so there is room again: what a kernel waits for.
+                    self.sink.changed.wait_for(lambda calls=calls: len(self.sink.calls) > calls, 0.05)  # type: ignore[misc]
+            assert time.monotonic() < deadline, (
+                f"submit accepts no more: {len(rest)} jobs are left, {self.accounts(jobs)}"
+            )
+        missing = self.sink.wait_for([job.key for job in jobs], deadline - time.monotonic())
+        assert not missing, f"{len(missing)} of {len(jobs)} jobs were never reported: {sorted(missing)[:5]}…"
+
+    def wait_for(self, *jobs: Job) -> None:
+        """Wait until these jobs were reported as ended."""
+        missing = self.sink.wait_for([job.key for job in jobs], self.rig.patience_s)
+        assert not missing, f"jobs {sorted(missing)} were not reported; {self.accounts(jobs)}"
+
+    def accounts(self, jobs: Sequence[Job]) -> str:
+        """Say for an assertion's message what became of jobs."""
+        keys = {job.key for job in jobs}
+        ended = keys & set(self.sink.keys())
+        return f"{len(keys & self.ran().keys())} of {len(keys)} began, {len(ended)} were reported"
+
+    def check_once(self, jobs: Sequence[Job], *, gone: Iterable[int] = ()) -> None:
+        """Check that each job has exactly one end; ``gone`` are those with an end that the sink is not told."""
+        expected = Counter(job.key for job in jobs)
+        found = Counter(self.sink.keys())
+        found.update(gone)
+        lost, double = expected - found, found - expected
+        assert not lost, f"jobs without an end: {sorted(lost)[:10]}"
+        assert not double, f"jobs with more than one end, or never accepted: {sorted(double)[:10]}"
+        again = [key for key, times in self.ran().items() if times > 1]
+        assert not again, f"jobs that ran more than once: {again[:10]}"
+
+    def outcome(self, job: Job) -> Outcome:
+        assert job.key in self.sink.outcomes, f"job {job.key} was not reported as finished"
+        return self.sink.outcomes[job.key].outcome
+
+    def stop(self, seconds: float | None = None) -> Sequence[int]:
+        """Stop the pool, giving running jobs this time."""
+        self._stopped = True
+        patience = self.rig.patience_s
+        deadline = time.monotonic() + (patience if seconds is None else seconds)
+        limit = patience * 2 + (seconds or 0.0)
+        return list(within(limit, "stop(deadline)", lambda: self.pool.stop(deadline)))
+
+    def close(self) -> None:
+        self.open()
+        if not self._stopped:
+            self.stop()
+
+
+class PoolRig:
+    """One test's pools."""
+
+    def __init__(self, suite: PoolSuite, folder: Path) -> None:
+        self.suite = suite
+        self.spec: PoolSpec = suite.load_spec()
+        self.patience_s = suite.patience_s
+        self.quiet_s = suite.quiet_s
+        self._folder = folder
+        self._benches: list[PoolBench] = []
+        self._key = 0
+
+    def next_key(self) -> int:
+        self._key += 1
+        return self._key
+
+    @property
+    def concurrency(self) -> int:
+        """The suite's number of slots, as far as the pool takes so many."""
+        most = self.spec.capabilities.max_concurrency
+        return self.suite.concurrency if most is None else min(self.suite.concurrency, most)
+
+    def make(self, concurrency: int | None = None) -> Pool:
+        """Make a pool that is not started."""
+        slots = self.concurrency if concurrency is None else concurrency
+        config = PoolConfig(concurrency=slots, options=self.suite.options_for(self.spec), name="kit")
+        return self.spec.factory(config)
+
+    def start(self, concurrency: int | None = None, **limits: tuple[float | None, float | None]) -> PoolBench:
+        """Start a pool; ``limits`` are soft and hard limits of the tasks ``kit.NAME``."""
+        slots = self.concurrency if concurrency is None else concurrency
+        folder = self._folder / f"pool{len(self._benches)}"
+        folder.mkdir()
+        named = {f"kit.{name}": pair for name, pair in limits.items()}
+        runtime = KitRuntime(folder, named, asynchronous=self.suite.asynchronous)
+        bench = PoolBench(self, self.make(slots), slots, runtime)
+        self._benches.append(bench)
+        within(self.patience_s * 4, "start", lambda: bench.pool.start(runtime, bench.sink))
+        return bench
+
+    def close(self) -> None:
+        for bench in self._benches:
+            bench.close()

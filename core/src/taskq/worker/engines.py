@@ -1,0 +1,448 @@
+"""The two ways of running jobs: on the worker's own thread, or handed to a pool.
+
+Both take messages, admit them, have them run and queue their ends; they differ in who runs and who settles. What must
+happen before a careful job starts (an at-most-once acknowledgement, recording STARTED, the verdict on a suspect) happens
+here, right before the start.
+"""
+
+from __future__ import annotations
+
+import logging
+import queue
+import threading
+import time
+from collections import deque
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from taskq.errors import StoreError, TaskInterrupted, TransportError
+from taskq.failure import ResultPayload, encode_payload
+from taskq.message import ACK, DEAD, Delivery, Job, Lost, Outcome, Record, Settlement
+from taskq.spi.capabilities import HandBack
+from taskq.spi.pool import Finished, Pool, SupportsInline
+from taskq.states import DEAD as STATE_DEAD
+from taskq.states import STARTED
+from taskq.worker.admission import run_key
+from taskq.worker.take import TakeEstimator
+
+if TYPE_CHECKING:
+    from taskq.worker.worker import Worker
+
+logger = logging.getLogger("taskq.worker")
+_IDLE_WAIT = 5.0
+"""Longest fetch in seconds; a wake ends it sooner."""
+_SLICE = 0.02
+"""Longest time in seconds that a finished job waits for others to be settled with it."""
+_FIRST_PAUSE, _LONGEST_PAUSE = 0.1, 5.0
+_AHEAD_FROM = 64
+
+
+class Engine:
+    """What both engines share: fetching with patience, admitting, and the steps before a careful start."""
+
+    def __init__(self, worker: Worker, slots: int) -> None:
+        self.worker = worker
+        self.consumer = worker.consumer
+        self.settler = worker.settler
+        self.admission = worker.admission
+        self.held = worker.held
+        caps = worker.transport.capabilities
+        settings = worker.app.settings.worker
+        cap = min(settings.prefetch or caps.max_fetch_batch, caps.max_fetch_batch * 4)
+        # Where handing back is costly or impossible, nothing is taken that does not start at once.
+        self.take = TakeEstimator(slots, cap if caps.hand_back is HandBack.NATIVE else slots)
+        self.fetch_cap = min(cap, caps.max_fetch_batch)
+        self.careful: deque[Job] = deque()
+        self.suspects: deque[Job] = deque()
+        self._pause = _FIRST_PAUSE
+        self._full = False
+        self._single = False
+        self.consumer.credit(cap * 2 + slots, settings.prefetch_bytes)
+
+    def fetch(self, limit: int, wait: float) -> Sequence[Delivery]:
+        """Fetch with reconnection: a failure is logged once and tried again with growing pauses."""
+        if self._single:
+            limit = 1
+        limit = min(limit, self.fetch_cap)
+        began = time.perf_counter()
+        try:
+            fetched = self.consumer.fetch(limit, wait, ahead=limit if self._full and limit >= _AHEAD_FROM else 0)
+        except TransportError as error:
+            self.worker.broker_failed(error)
+            self.worker.sleep(self._pause)
+            self._pause = min(self._pause * 2, _LONGEST_PAUSE)
+            return ()
+        if self._pause != _FIRST_PAUSE:
+            self._pause = _FIRST_PAUSE
+            self.worker.broker_back()
+        if fetched.lost:
+            self.lost(fetched.lost)
+        deliveries = fetched.deliveries
+        self._full = len(deliveries) >= limit
+        if self._full and limit > 1:
+            self.take.round_trip(time.perf_counter() - began)
+        return deliveries
+
+    def admit(self, deliveries: Sequence[Delivery]) -> list[Job]:
+        """Return the jobs that may just run; the others wait in ``careful`` and ``suspects``."""
+        jobs, careful, suspects = self.admission.admit(deliveries)
+        held = self.held
+        for job in jobs:
+            held[job.key] = job
+        if careful:
+            held.update((job.key, job) for job in careful)
+            self.careful.extend(careful)
+        if suspects:
+            held.update((job.key, job) for job in suspects)
+            self.suspects.extend(suspects)
+            if not self.admission.counts_starts:
+                # Their deliveries are all that counts, so a crash of the first must not count for the others.
+                self.give_back(list(self.suspects)[1:])
+                while len(self.suspects) > 1:
+                    self.suspects.pop()
+        if not self.admission.counts_starts:
+            self._single = bool(suspects)
+        if self.admission.adopted:
+            self._readopt()
+        return jobs
+
+    def give_back(self, jobs: Sequence[Job], *, counted: bool = False) -> None:
+        """Hand jobs back that did not start, in order."""
+        kept = [job for job in jobs if self.held.pop(job.key, None) is not None]
+        self.settler.release(kept, counted=counted)
+
+    def lost(self, losses: Sequence[Lost]) -> None:
+        """Forget jobs whose lease is gone; those that run may still be adopted when their message comes back."""
+        receipts = {loss.receipt for loss in losses}
+        gone = [j for j in list(self.held.values()) if j.delivery is not None and j.delivery.receipt in receipts]
+        for job in gone:
+            if self.held.pop(job.key, None) is None:
+                continue
+            if not self.drop_unstarted(job) and job.header is not None:
+                self.admission.orphans[run_key(job.header)] = job
+        if gone:
+            logger.warning("%d message(s) lost their lease (%s); the broker gives them out again", len(gone), losses[0].reason)
+
+    def _readopt(self) -> None:
+        adopted, self.admission.adopted = self.admission.adopted, []
+        for job in adopted:
+            self.held[job.key] = job
+            done = self.worker.finished_orphans.pop(job.key, None)
+            if done is not None:
+                self.collect([done])
+
+    def collect(self, batch: Sequence[Finished]) -> None:
+        """Queue the ends of finished jobs; a job that is no longer held keeps its outcome for an adoption."""
+        pop = self.held.pop
+        jobs: list[Job] = []
+        mine: list[Finished] = []
+        for finished in batch:
+            job = pop(finished.key, None)
+            if job is None:
+                self._keep_orphan(finished)
+                continue
+            jobs.append(job)
+            mine.append(finished)
+        if mine:
+            self.take.saw([job.task for job in jobs], mine)
+            self.settler.finish(jobs, mine)
+            self.worker.log_ends(jobs, mine)
+
+    def _keep_orphan(self, finished: Finished) -> None:
+        kept = self.worker.finished_orphans
+        kept[finished.key] = finished
+        while len(kept) > 1000:
+            kept.pop(next(iter(kept)))
+
+    def drop_unstarted(self, job: Job) -> bool:
+        """Forget a job that has not started; False when it runs or ran."""
+        raise NotImplementedError
+
+    def before_start(self, job: Job) -> bool:
+        """Do what a careful job or suspect needs right before its start; False when it is not to be run.
+
+        Raises:
+            StoreError, TransportError: it cannot be done now; the job must wait.
+        """
+        if job.deliveries > 1 and not self.admission.clear(job):
+            self.held.pop(job.key, None)
+            return False
+        task = self.worker.app.tasks[job.task]
+        settings = self.worker.app.settings
+        tracked = settings.track_started if task.track_started is None else task.track_started
+        store = self.worker.store
+        if tracked and store is not None and job.header.reply is not None:
+            payload = encode_payload(ResultPayload("json", None, None, None, time.time(), self.worker.name))
+            key = run_key(job.header)
+            store.put([Record(key[0], STARTED, payload, False, key[2], key[1], settings.result_ttl)])
+        if task.at_most_once and job.delivery is not None:
+            with self.settler.lock:
+                lost = self.consumer.settle([Settlement(job.delivery.receipt, ACK)])
+                lost = [*lost, *self.consumer.flush(self.worker.lease)]
+            receipt, job.delivery = job.delivery.receipt, None
+            if any(loss.receipt == receipt for loss in lost):
+                self.held.pop(job.key, None)
+                return False
+        return True
+
+
+class InlineEngine(Engine):
+    """Fetches, runs and settles on one thread, without a hand-off; a keeper thread holds the leases."""
+
+    def __init__(self, worker: Worker, pool: Any) -> None:
+        super().__init__(worker, 1)
+        self.pool: SupportsInline = pool
+        self.jobs: deque[Job] = deque()
+        self.running = False
+        """Whether a task may be running right now on this thread, so that a signal may interrupt it."""
+
+    def run(self) -> None:
+        """Work until the worker is told to stop."""
+        worker, settler, jobs = self.worker, self.settler, self.jobs
+        while not worker.stopping:
+            if settler.waiting:
+                pause = settler.pump()
+                if settler.fatal is not None:
+                    return
+                if pause:
+                    worker.sleep(pause)
+                    continue
+            deliveries = self.fetch(self.take.target(), _IDLE_WAIT)
+            if not deliveries:
+                continue
+            jobs.extend(self.admit(deliveries))
+            while jobs:
+                self._run_slice(jobs)
+                if settler.blocked or settler.pump():
+                    break
+            while jobs and settler.blocked and not worker.stopping:
+                worker.sleep(settler.pump())
+                if settler.fatal is not None:
+                    return
+            self._run_careful()
+
+    def _run_slice(self, jobs: deque[Job]) -> None:
+        try:
+            self.running = True
+            batch = self.pool.run(jobs, _SLICE)
+            self.running = False
+        except TaskInterrupted:
+            # settle what had finished; the job that was left goes back when the worker stops
+            self.running = False
+            finished, self.pool.finished = self.pool.finished, []
+            self.collect(finished)
+            return
+        if batch:
+            self.collect(batch)
+            self.worker.progress += len(batch)
+
+    def _run_careful(self) -> None:
+        while (self.careful or self.suspects) and not self.worker.stopping:
+            source = self.careful or self.suspects
+            job = source[0]
+            try:
+                go = self.before_start(job)
+            except (StoreError, TransportError) as error:
+                self.worker.store_failed(error)
+                self.worker.sleep(1.0)
+                continue
+            try:
+                source.popleft()
+            except IndexError:
+                return  # the keeper handed them back meanwhile
+            if go:
+                self._run_slice(deque((job,)))
+            if self.settler.pump():
+                return
+
+    def drop_unstarted(self, job: Job) -> bool:
+        for waiting in (self.jobs, self.careful, self.suspects):
+            for _ in range(3):
+                try:
+                    waiting.remove(job)
+                    return True
+                except ValueError:
+                    break
+                except (IndexError, RuntimeError):
+                    continue  # the other thread took one meanwhile
+        return False
+
+    def unstarted(self) -> list[Job]:
+        """Take every job that has not started, in order; called by the keeper too."""
+        taken: list[Job] = []
+        for waiting in (self.suspects, self.careful, self.jobs):
+            try:
+                while True:
+                    taken.append(waiting.pop())
+            except IndexError:
+                continue
+        taken.reverse()
+        return taken
+
+
+class PoolEngine(Engine):
+    """Takes on the main thread, runs in a pool, settles on a finisher thread."""
+
+    def __init__(self, worker: Worker, pool: Pool, slots: int) -> None:
+        super().__init__(worker, slots)
+        self.pool = pool
+        self.local: deque[Job] = deque()
+        self._done: queue.SimpleQueue[Sequence[Finished] | None] = queue.SimpleQueue()
+        self._space = threading.Event()
+        self._suspect: int | None = None
+        self._thread = threading.Thread(target=self._finish, name="taskq-finisher", daemon=True)
+
+    # ---------------------------------------------------------------------------------------- the pool's sink
+
+    def started(self, keys: Sequence[int]) -> None:
+        """Take note of starts; nothing depends on them yet."""
+
+    def finished(self, batch: Sequence[Finished]) -> None:
+        """Queue finished jobs for the finisher."""
+        self._done.put(batch)
+
+    def returned(self, keys: Sequence[int]) -> None:
+        """Hand back jobs that the pool did not start."""
+        self.give_back([job for key in keys if (job := self.held.get(key)) is not None])
+        self._done.put(())
+
+    def crashed(self, running: Sequence[int], unstarted: Sequence[int], reason: str) -> None:
+        """A process of the pool died: unstarted jobs go back uncounted, running ones count as started."""
+        logger.error("%s; %d task(s) were running, %d waited there", reason, len(running), len(unstarted))
+        self.returned(unstarted)
+        for key in running:
+            job = self.held.pop(key, None)
+            if job is None:
+                continue
+            if job.delivery is not None and job.deliveries < self.worker.app.settings.max_deliveries:
+                self.settler.release([job], counted=True)
+            else:
+                text = f"its process died: {reason} (delivery {job.deliveries})"
+                self.settler.end(job, Outcome(DEAD, STATE_DEAD, None, (), text))
+        self._done.put(())
+
+    # ------------------------------------------------------------------------------------------------ taking
+
+    def run(self) -> None:
+        """Work until the worker is told to stop."""
+        self._thread.start()
+        worker, settler = self.worker, self.settler
+        while not worker.stopping and settler.fatal is None:
+            self._submit()
+            room = 0 if settler.blocked else self.take.target() - len(self.held)
+            if room <= 0 or self.local:
+                self._space.clear()
+                if self.take.target() - len(self.held) <= 0 or self.local or settler.blocked:
+                    self._space.wait(0.05 if self.local or self.careful else 0.5)
+                continue
+            # a careful job waits for a slot: do not sleep in a fetch while one may start
+            wait = 0.05 if self.careful or self.suspects else _IDLE_WAIT
+            deliveries = self.fetch(room, wait)
+            if deliveries:
+                self.local.extend(self.admit(deliveries))
+                if settler.waiting:
+                    self._done.put(())
+
+    def _submit(self) -> None:
+        local = self.local
+        while local:
+            jobs = list(local)
+            count = self.pool.submit(jobs)
+            for _ in range(count):
+                local.popleft()
+            if count < len(jobs):
+                break
+        while self.careful and self.pool.free() > 0 and not local:
+            if not self._start_careful(self.careful):
+                return
+        if self.suspects and (self._suspect is None or self._suspect not in self.held) and self.pool.free() > 0:
+            self._start_careful(self.suspects)
+
+    def _start_careful(self, source: deque[Job]) -> bool:
+        job = source[0]
+        try:
+            go = self.before_start(job)
+        except (StoreError, TransportError) as error:
+            self.worker.store_failed(error)
+            self.worker.sleep(0.5)
+            return False
+        source.popleft()
+        if not go:
+            self._done.put(())
+            return True
+        if source is self.suspects:
+            self._suspect = job.key
+        if self.pool.submit((job,)) == 0:
+            self.local.appendleft(job)
+        return True
+
+    # --------------------------------------------------------------------------------------------- finishing
+
+    def _finish(self) -> None:
+        get, settler = self._done.get, self.settler
+        while True:
+            batch = get()
+            if batch is None:
+                return
+            self._collect(batch)
+            end = time.monotonic() + _SLICE
+            # Gather while more is running, so that ends are settled together; alone, a job is settled at once.
+            while self.held and settler.waiting:
+                try:
+                    more = self._done.get(timeout=max(0.0, min(end - time.monotonic(), 0.002)))
+                except queue.Empty:
+                    if self.pool.free() > 0 or time.monotonic() >= end:
+                        break
+                    continue
+                if more is None:
+                    self._pump()
+                    return
+                self._collect(more)
+                if time.monotonic() >= end:
+                    break
+            self._pump()
+            self._space.set()
+
+    def _collect(self, batch: Sequence[Finished]) -> None:
+        if batch:
+            self.collect(batch)
+            self.worker.progress += len(batch)
+
+    def _pump(self) -> None:
+        while True:
+            pause = self.settler.pump()
+            if not pause or self.settler.fatal is not None:
+                return
+            self._space.set()
+            time.sleep(pause)
+            if self.worker.gave_up:
+                return
+
+    def drop_unstarted(self, job: Job) -> bool:
+        for waiting in (self.local, self.careful, self.suspects):
+            try:
+                waiting.remove(job)
+                return True
+            except (ValueError, RuntimeError, IndexError):
+                continue
+        return job.key in self.pool.cancel([job.key])
+
+    def unstarted(self) -> list[Job]:
+        """Take every job that has not started: the pool's own queue, then what waits here."""
+        keys = self.pool.take_back(1 << 30)
+        taken = [job for key in reversed(keys) if (job := self.held.get(key)) is not None]
+        for waiting in (self.local, self.careful, self.suspects):
+            try:
+                while True:
+                    taken.append(waiting.popleft())
+            except IndexError:
+                continue
+        return taken
+
+    def end(self) -> None:
+        """Stop the finisher once it has settled what it got."""
+        self._done.put(None)
+        if self._thread.ident is not None:
+            self._thread.join(timeout=10)
+
+

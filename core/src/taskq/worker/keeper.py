@@ -1,0 +1,148 @@
+"""The keeper: a thread that renews leases, hands back what waits behind a slow task, and does the broker's chores.
+
+It runs beside every pool, solo included, so that a task of any length keeps its message.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from typing import TYPE_CHECKING
+
+from taskq.errors import StoreError, TransportError
+from taskq.spi.capabilities import HandBack, LeaseScope
+from taskq.spi.store import SupportsStoreMaintenance
+from taskq.spi.transport import SupportsMaintenance
+
+if TYPE_CHECKING:
+    from taskq.worker.engines import InlineEngine, PoolEngine
+    from taskq.worker.worker import Worker
+
+logger = logging.getLogger("taskq.worker")
+_TICK = 0.1
+_IDLE_TICK = 0.5
+_SLOW_TICKS = 2
+"""Ticks without progress after which waiting messages are handed back."""
+_MAINTENANCE_BUDGET = 0.2
+_MAINTENANCE_RETRY = 5.0
+
+
+class Keeper:
+    """Keeps one worker's leases."""
+
+    def __init__(self, worker: Worker, engine: InlineEngine | PoolEngine) -> None:
+        self._worker = worker
+        self._engine = engine
+        caps = worker.transport.capabilities
+        self._scope = caps.lease_scope
+        self._interval = max(0.05, worker.lease / 3)
+        self._hands_back = caps.hand_back is HandBack.NATIVE
+        self._stop = threading.Event()
+        self._renewed = time.monotonic()
+        self._failing = False
+        self._seen_progress = -1
+        self._still = 0
+        self._threads = [threading.Thread(target=self._run, name="taskq-keeper", daemon=True)]
+        if worker.app.settings.worker.maintenance:
+            self._threads.append(threading.Thread(target=self._maintain, name="taskq-maintenance", daemon=True))
+
+    def start(self) -> None:
+        """Start the threads."""
+        for thread in self._threads:
+            thread.start()
+
+    def stop(self) -> None:
+        """End the threads."""
+        self._stop.set()
+        for thread in self._threads:
+            thread.join(timeout=5)
+
+    def _run(self) -> None:
+        next_beat = time.monotonic() + self._interval
+        while not self._stop.wait(min(_TICK if self._worker.held else _IDLE_TICK, self._interval)):
+            now = time.monotonic()
+            try:
+                if now >= next_beat:
+                    next_beat = now + self._interval
+                    self._renew(now)
+                self._hand_back_waiting()
+                self._worker.tick(now)
+            except Exception:
+                logger.exception("the lease keeper met an unexpected error; it goes on")
+
+    # ---------------------------------------------------------------------------------------------------- leases
+
+    def _renew(self, now: float) -> None:
+        worker = self._worker
+        if self._scope in (LeaseScope.NONE, LeaseScope.CONNECTION):
+            return
+        receipts = None
+        if self._scope is LeaseScope.MESSAGE:
+            receipts = [job.delivery.receipt for job in list(worker.held.values()) if job.delivery is not None]
+        try:
+            with worker.settler.lock:
+                lost = worker.consumer.extend(receipts)
+        except TransportError as error:
+            self._renewal_failed(now, error)
+            return
+        if self._failing:
+            logger.info("leases are renewed again")
+            self._failing = False
+        self._renewed = now
+        if lost:
+            self._engine.lost(lost)
+
+    def _renewal_failed(self, now: float, error: TransportError) -> None:
+        if not self._failing:
+            logger.error(
+                "leases cannot be renewed: %s; what is held here is given to others %.1f s after the last renewal",
+                error, self._worker.lease,
+            )  # fmt: skip
+            self._failing = True
+
+    # ------------------------------------------------------------------------------------------------- hand-back
+
+    def _hand_back_waiting(self) -> None:
+        """Give back what was taken ahead when the jobs before it turn out slow, so that another worker can start it."""
+        worker = self._worker
+        progress = worker.progress
+        if progress != self._seen_progress or not self._hands_back:
+            self._seen_progress, self._still = progress, 0
+            return
+        if len(worker.held) <= worker.slots:
+            return
+        self._still += 1
+        if self._still < _SLOW_TICKS:
+            return
+        self._still = 0
+        waiting = self._engine.unstarted()
+        if waiting:
+            logger.debug("%d waiting message(s) handed back behind a slow task", len(waiting))
+            self._engine.give_back(waiting)
+            self._engine.settler.pump()
+
+    # ----------------------------------------------------------------------------------------------- maintenance
+
+    def _maintain(self) -> None:
+        worker = self._worker
+        chores = []
+        if isinstance(worker.transport, SupportsMaintenance):
+            chores.append(worker.transport.maintain)
+        if isinstance(worker.store, SupportsStoreMaintenance):
+            chores.append(worker.store.maintain)
+        due = [0.0] * len(chores)
+        while chores:
+            for i, chore in enumerate(chores):
+                if due[i] <= time.monotonic():
+                    try:
+                        pause = chore(_MAINTENANCE_BUDGET)
+                    except (TransportError, StoreError) as error:
+                        logger.debug("maintenance failed and is tried again: %s", error)
+                        pause = _MAINTENANCE_RETRY
+                    except Exception:
+                        logger.exception("maintenance met an unexpected error and is tried again")
+                        pause = _MAINTENANCE_RETRY
+                    due[i] = time.monotonic() + max(0.05, pause)
+            if self._stop.wait(max(0.01, min(due) - time.monotonic())):
+                return

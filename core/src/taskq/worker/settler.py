@@ -1,0 +1,293 @@
+"""The settler: ends deliveries so that nothing is lost between the broker and the result store.
+
+Where both are one server the whole end of a message is one step (a fused commit). Elsewhere the order is: store the
+outcome with its follow-ups, send the follow-ups, acknowledge. A crash between two steps leaves the message with the
+broker; whoever gets it next finds the stored outcome, sends the follow-ups again and acknowledges (``admission``).
+
+A server that is down blocks the settler, never the leases: finished work waits here, and intake stops until it is through.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections import deque
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from taskq import envelope
+from taskq.envelope import HISTORY, DeadInfo, Header
+from taskq.errors import ResultTooLarge, StoreError, TransportError
+from taskq.events import Event
+from taskq.failure import ErrorInfo, ResultPayload, encode_payload
+from taskq.message import (
+    ACK, DEAD, RELEASE, RELEASED, Commit, Job, Lost, Outbound, Outcome, Record, Settlement,
+)  # fmt: skip
+from taskq.runtime import FINISHED
+from taskq.spi.pool import Finished
+from taskq.spi.store import ResultStore
+from taskq.spi.transport import Committer, Consumer, Transport
+from taskq.states import FAILURE, RETRY
+
+if TYPE_CHECKING:
+    from taskq.events import EventBus
+
+logger = logging.getLogger("taskq.worker")
+DEAD_SUFFIX = ".dead"
+_FIRST_PAUSE, _LONGEST_PAUSE = 0.05, 2.0
+_UNSENDABLE_DELAY = 60.0
+
+_encode_follow_ups = msgspec.msgpack.Encoder().encode
+decode_follow_ups = msgspec.msgpack.Decoder(list[Outbound]).decode
+
+
+class _Batch:
+    """Deliveries that end together, and how far they have come."""
+
+    __slots__ = ("acks", "commits", "stage", "tried")
+
+    def __init__(self, acks: list[Settlement], commits: list[Commit]) -> None:
+        self.acks = acks
+        self.commits = commits
+        self.stage = 0 if commits else 2
+        self.tried = False
+
+
+class Settler:
+    """Ends deliveries; ``finish``, ``end`` and ``release`` queue them, ``pump`` carries them out.
+
+    ``lock`` guards the settling side of the consumer: settler and lease keeper take turns, never over a wait.
+    """
+
+    def __init__(
+        self, *, transport: Transport, consumer: Consumer, store: ResultStore | None, committer: Committer | None,
+        events: EventBus, result_ttl: float, worker: str,
+    ) -> None:  # fmt: skip
+        self._transport = transport
+        self._consumer = consumer
+        self._store = store
+        self._committer = committer
+        self._events = events
+        self._ttl = result_ttl
+        self._worker = worker
+        self._waiting: deque[_Batch] = deque()
+        self._pause = _FIRST_PAUSE
+        self.lock = threading.RLock()
+        self.blocked = False
+        """Whether a server is down, so that finished work waits here."""
+        self.fatal: Exception | None = None
+        self.ended = 0
+        self.failed = 0
+        self.dead = 0
+        self.retried = 0
+
+    # -------------------------------------------------------------------------------------------------- queueing
+
+    def finish(self, jobs: Sequence[Job], batch: Sequence[Finished]) -> None:
+        """Queue the end of jobs that a pool has run; same length and order."""
+        acks: list[Settlement] = []
+        commits: list[Commit] = []
+        for job, finished in zip(jobs, batch, strict=True):
+            outcome = finished.outcome
+            if outcome is FINISHED and job.delivery is not None:
+                acks.append(Settlement(job.delivery.receipt))
+            else:
+                commits.append(self._commit(job, outcome))
+        self.ended += len(batch)
+        self._waiting.append(_Batch(acks, commits))
+        if self._events:
+            self._emit(jobs, batch)
+
+    def end(self, job: Job, outcome: Outcome) -> None:
+        """Queue the end of a job that was not run."""
+        self.finish((job,), (Finished(job.key, outcome, 0.0),))
+
+    def forward(self, job: Job, follow_ups: Sequence[Outbound]) -> None:
+        """Queue: send these messages, then acknowledge, without an outcome of this job's own."""
+        self._waiting.append(_Batch([], [Commit(_settlement(job), None, tuple(follow_ups))]))
+
+    def release(self, jobs: Sequence[Job], *, delay: float = 0.0, counted: bool = False) -> None:
+        """Queue the hand-back of jobs, in order."""
+        held = [Settlement(j.delivery.receipt, RELEASE, delay, counted) for j in jobs if j.delivery is not None]
+        if held:
+            self._waiting.append(_Batch(held, []))
+
+    def _commit(self, job: Job, outcome: Outcome) -> Commit:
+        """Turn an outcome into what must happen: record, follow-ups, settlement."""
+        header: Header | None = job.header
+        if outcome.kind == RELEASED:
+            settlement = _settlement(job)
+            settlement.kind = RELEASE
+            return Commit(settlement)
+        follow_ups = outcome.follow_ups
+        if outcome.kind == DEAD:
+            follow_ups = (*follow_ups, self.dead_letter(job, outcome))
+            self.dead += 1
+        if outcome.state == RETRY:
+            self.retried += 1
+        elif outcome.reason is not None:
+            self.failed += 1
+        record = None
+        if header is not None and self._store is not None:
+            # Without fusion the record also carries the follow-ups over a crash before the acknowledgement.
+            kept = _encode_follow_ups(list(follow_ups)) if follow_ups and self._committer is None else None
+            if outcome.result is not None or (kept is not None and job.delivery is not None):
+                record = Record(
+                    header.id, outcome.state, outcome.result or b"", outcome.terminal, header.attempt,
+                    int(header.get(envelope.EPOCH, 0)), self._ttl, header.reply or None, kept,
+                )  # fmt: skip
+        return Commit(_settlement(job), record, follow_ups)
+
+    def dead_letter(self, job: Job, outcome: Outcome) -> Outbound:
+        """Return the message for the dead-letter queue: what is known, then the payload unchanged."""
+        header: Header | None = job.header
+        message = header.id if header is not None else f"undecodable-{hash(job.payload) & 0xFFFFFFFFFFFF:012x}"
+        info = DeadInfo(
+            id=message,
+            queue=job.queue,
+            reason=outcome.reason or outcome.state,
+            died_at=time.time(),
+            task=header.task if header is not None else "",
+            state=outcome.state,
+            detail=outcome.detail or "",
+            attempts=header.attempt if header is not None else 0,
+            deliveries=job.deliveries,
+            epoch=int(header.get(envelope.EPOCH, 0)) if header is not None else 0,
+            worker=self._worker,
+            history=list(header.get(HISTORY) or []) if header is not None else [],
+        )
+        name = envelope.message_id(header) if header is not None else message
+        return Outbound(f"{name}.dead", job.queue + DEAD_SUFFIX, envelope.encode_dead(info, job.payload))
+
+    def _emit(self, jobs: Sequence[Job], batch: Sequence[Finished]) -> None:
+        now = time.time()
+        self._events.emit([
+            Event(
+                f.outcome.state, now, job.header.id if job.header is not None else "", job.task, job.queue,
+                job.header.attempt if job.header is not None else 0, f.elapsed, f.outcome.reason,
+            )
+            for job, f in zip(jobs, batch, strict=True)
+        ])  # fmt: skip
+
+    # -------------------------------------------------------------------------------------------------- carrying out
+
+    @property
+    def waiting(self) -> bool:
+        """Whether something is queued that has not been carried out."""
+        return bool(self._waiting)
+
+    def pump(self) -> float:
+        """Carry out what is queued; return 0 when all is through, else seconds to wait before the next try.
+
+        Any thread may call it; the order of queueing is kept.
+        """
+        waiting = self._waiting
+        with self.lock:
+            while waiting:
+                batch = waiting[0]
+                try:
+                    lost = self._carry_out(batch)
+                except (TransportError, StoreError) as error:
+                    return self._wait_after(batch, error)
+                waiting.popleft()
+                if self.blocked:
+                    logger.info("broker and result store are back; finished tasks are settled, intake goes on")
+                    self.blocked = False
+                    self._pause = _FIRST_PAUSE
+                if lost:
+                    self._report(lost, batch.tried)
+        return 0.0
+
+    def _carry_out(self, batch: _Batch) -> Sequence[Lost]:
+        if not batch.commits:
+            return self._consumer.settle(batch.acks)
+        held = [c for c in batch.commits if c.settlement.receipt is not None]
+        if self._committer is not None and len(held) == len(batch.commits):
+            return self._committer.commit([*map(Commit, batch.acks), *batch.commits])
+        if batch.stage == 0:
+            self._put([c.record for c in batch.commits if c.record is not None])
+            batch.stage = 1
+        if batch.stage == 1:
+            self._send(batch)
+            batch.stage = 2
+        settlements = [*batch.acks, *(c.settlement for c in held)]
+        return self._consumer.settle(settlements) if settlements else ()
+
+    def _put(self, records: list[Record]) -> None:
+        if not records or self._store is None:
+            return
+        try:
+            self._store.put(records)
+        except ResultTooLarge as error:
+            # one record is too large for this store: tell its caller instead, one by one to find it
+            for record in records:
+                try:
+                    self._store.put([record])
+                except ResultTooLarge:
+                    logger.error("the result of task [%s] is lost: %s", record.id, error)
+                    info = ErrorInfo("taskq.errors", "ResultTooLarge", str(error))
+                    payload = encode_payload(ResultPayload("json", None, info, None, time.time(), self._worker))
+                    small = Record(
+                        record.id, FAILURE, payload, True, record.attempt, record.epoch, record.ttl, record.reply, record.follow_ups
+                    )
+                    self._store.put([small])
+
+    def _send(self, batch: _Batch) -> None:
+        origin = [(c, o) for c in batch.commits for o in c.follow_ups]
+        if not origin:
+            return
+        failures = self._transport.send([o for _, o in origin])
+        for failure in failures:
+            commit, outbound = origin[failure.index]
+            if failure.retryable:
+                raise TransportError(f"a follow-up message for queue {outbound.queue!r} was not accepted: {failure.reason}")
+            logger.error(
+                "message [%s] for queue %r cannot be sent (%s); its cause stays in its queue and is tried again in %d s",
+                outbound.id, outbound.queue, failure.reason, _UNSENDABLE_DELAY,
+            )  # fmt: skip
+            commit.settlement.kind = RELEASE
+            commit.settlement.counted = True
+            if self._transport.capabilities.release_delay:
+                commit.settlement.delay = _UNSENDABLE_DELAY
+
+    def _wait_after(self, batch: _Batch, error: TransportError | StoreError) -> float:
+        batch.tried = True
+        if not error.retryable:
+            self.fatal = error
+            logger.critical("finished tasks cannot be settled; they stay unacknowledged and run again elsewhere: %s", error)
+        elif not self.blocked:
+            logger.error(
+                "finished tasks cannot be settled now: %s. They are kept and settled when the server is back; "
+                "no new messages are taken until then",
+                error,
+            )
+        self.blocked = True
+        pause, self._pause = self._pause, min(self._pause * 2, _LONGEST_PAUSE)
+        return pause
+
+    def _report(self, lost: Sequence[Lost], repeated: bool) -> None:
+        if repeated:
+            return  # the first try may have gone through before its answer was lost
+        logger.warning(
+            "%d finished message(s) had lost their lease (%s); whoever holds them now decides", len(lost), lost[0].reason
+        )
+
+
+def _settlement(job: Job) -> Settlement:
+    """Return the acknowledgement of a job; without a receipt where it was acknowledged at its start."""
+    return Settlement(job.delivery.receipt if job.delivery is not None else None, ACK)
+
+
+def pump_until(settler: Settler, deadline: float) -> bool:
+    """Carry out what is queued, trying again until the deadline (monotonic); whether all went through."""
+    while True:
+        pause = settler.pump()
+        if not settler.waiting:
+            return True
+        left = deadline - time.monotonic()
+        if left <= 0 or settler.fatal is not None:
+            return False
+        time.sleep(min(pause, left))

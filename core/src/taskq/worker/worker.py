@@ -1,0 +1,396 @@
+"""The worker: takes messages, has their tasks run, and ends them."""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+import threading
+import time
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from taskq.errors import ConfigError, NotSupported, StoreError, TaskQError, TransportError, WorkerError
+from taskq.events import EventBus
+from taskq.message import Job, QueueSpec, Subscription
+from taskq.runtime import TaskRuntime
+from taskq.spi.capabilities import PoolCapabilities, Support
+from taskq.spi.pool import Finished
+from taskq.spi.specs import PoolConfig
+from taskq.spi.transport import Committer, SupportsFuse
+from taskq.states import FAILURE, RETRY
+from taskq.states import DEAD as STATE_DEAD
+from taskq.worker.admission import Admission
+from taskq.worker.autoscale import Autoscale
+from taskq.worker.engines import InlineEngine, PoolEngine
+from taskq.worker.keeper import Keeper
+from taskq.worker.settler import DEAD_SUFFIX, Settler, pump_until
+from taskq.worker.shutdown import Signals
+
+if TYPE_CHECKING:
+    from taskq.app import TaskQ
+
+logger = logging.getLogger("taskq.worker")
+_FLUSH_TIME = 5.0
+
+EXIT_OK, EXIT_FATAL, EXIT_UNFINISHED = 0, 1, 3
+"""Exit codes: everything ended; the worker could not go on; work was handed back or abandoned at the deadline."""
+
+
+class Worker:
+    """One worker of one application.
+
+    ``run()`` blocks until a signal or ``stop()``; ``start()`` runs it on a thread, for tests and for applications that
+    embed a worker. Options are the settings under ``worker`` (``pool``, ``concurrency``, ``queues``, ``grace`` in seconds, …).
+
+    Raises:
+        ConfigError, NotSupported: the chosen combination cannot honour a setting or a task's option.
+        PluginError: a component is missing or broken.
+    """
+
+    def __init__(self, app: TaskQ, **options: Any) -> None:
+        if options:
+            app.config = app.config.reloaded(cli={**app._cli, **{f"worker.{k}": v for k, v in options.items()}})
+        self.app = app
+        settings = app.settings.worker
+        self.settings = settings
+        self.name = settings.name or f"{socket.gethostname()}-{os.getpid()}"
+        self.stopping = False
+        self.interrupted = False
+        self.gave_up = False
+        self.progress = 0
+        self.ready = threading.Event()
+        self.held: dict[int, Job] = {}
+        self.finished_orphans: dict[int, Finished] = {}
+        self.exit_code = EXIT_OK
+        self._stop_event = threading.Event()
+        self._thread: threading.Thread | None = None
+        self._failure: BaseException | None = None
+        self._down = False
+
+    # -------------------------------------------------------------------------------------------------- starting
+
+    def _prepare(self) -> None:
+        """Resolve the plan and connect; every refusal happens here, before a message is taken."""
+        app = self.app
+        app.import_tasks()
+        app.freeze()
+        spec = self._pool_spec()
+        self.pool_name, self.pool_caps = spec.name, spec.capabilities
+        self.slots = self._concurrency(spec.capabilities)
+        self._check_tasks(spec.capabilities)
+        app.plugins.worker_starting(self)
+        self.transport = app.transport
+        self.store = app.store
+        caps = self.transport.capabilities
+        self.lease = app.settings.lease or caps.lease_default_s
+        self.queues = self._queues()
+        names = [q.queue for q in self.queues]
+        self.transport.declare(
+            [*map(app.queue_spec, names), *(QueueSpec(name=n + DEAD_SUFFIX) for n in names)], mode=app.settings.declare
+        )
+        self.consumer = self.transport.consumer()
+        self.consumer.subscribe(self.queues, order=self.settings.queue_order)
+        committer: Committer | None = None
+        if self.store is not None and isinstance(self.consumer, SupportsFuse):
+            committer = self.consumer.fuse(self.store)
+        self.settler = Settler(
+            transport=self.transport, consumer=self.consumer, store=self.store, committer=committer,
+            events=EventBus(app.plugins.event_sinks(app)), result_ttl=app.settings.result_ttl, worker=self.name,
+        )  # fmt: skip
+        self.fused = committer is not None
+        self.admission = Admission(app, self.settler, worker=self.name)
+        self.runtime = TaskRuntime(app, self.name)
+        options = app.config.plugin_options("pool", spec.name, spec.options)
+        self.pool = app.plugins.create(
+            "pool", spec.name, PoolConfig(concurrency=self.slots, options=options, name=self.name)
+        )
+        self.engine = (
+            InlineEngine(self, self.pool) if spec.capabilities.inline else PoolEngine(self, self.pool, self.slots)
+        )
+        self.autoscale = Autoscale.of(self)
+
+    def _pool_spec(self) -> Any:
+        app, name = self.app, self.settings.pool
+        if name != "auto":
+            return app.plugins.select("pool", name)
+        wanted = ["asyncio"] if app.tasks and all(t.is_async for t in app.tasks.values()) else ["prefork"]
+        installed = {r.name for r in app.plugins.records("pool")}
+        for candidate in [*wanted, "threads", "solo"]:
+            if candidate in installed:
+                return app.plugins.select("pool", candidate)
+        return app.plugins.select("pool", "threads")  # raises, with what to install
+
+    def _concurrency(self, caps: PoolCapabilities) -> int:
+        asked = self.settings.concurrency
+        autoscale = self.settings.autoscale
+        if autoscale is not None and not caps.resize:
+            raise NotSupported(f"worker.autoscale needs a pool that can be resized; pool {self.pool_name} cannot")
+        if caps.max_concurrency is not None:
+            if asked is not None and asked > caps.max_concurrency:
+                raise NotSupported(
+                    f"pool {self.pool_name} runs {caps.max_concurrency} task at a time; concurrency {asked} cannot be kept. "
+                    "Choose another pool (-P threads), or start several workers"
+                )
+            return caps.max_concurrency
+        if asked is not None:
+            return asked
+        return autoscale[0] if autoscale is not None else max(1, cpu_count())
+
+    def _check_tasks(self, caps: PoolCapabilities) -> None:
+        """Refuse what the pool cannot do for a task or setting, naming what to choose instead."""
+        app = self.app
+        if not app.tasks:
+            raise WorkerError(
+                f"application {app.name!r} has no tasks; import the modules that define them (setting include, or -A module)"
+            )
+        problems = []
+        for task in app.tasks.values():
+            if task.soft_time_limit is not None and caps.soft_limit is Support.NO:
+                problems.append(f"task {task.name} has soft_time_limit, which pool {self.pool_name} cannot keep")
+            if task.time_limit is not None and caps.hard_limit is Support.NO:
+                problems.append(f"task {task.name} has time_limit, which pool {self.pool_name} cannot keep")
+            if task.pool is not None and task.pool != self.pool_name:
+                problems.append(f"task {task.name} asks for pool {task.pool!r}, this worker has {self.pool_name!r} only")
+            if task.is_async and caps.async_tasks is Support.NO:
+                problems.append(f"task {task.name} is async, which pool {self.pool_name} cannot run")
+        for label in ("max_tasks_per_child", "max_memory_per_child"):
+            if getattr(self.settings, label) is not None and not caps.recycle:
+                problems.append(f"worker.{label} is set, which pool {self.pool_name} cannot keep")
+        if problems:
+            raise NotSupported("; ".join(problems) + ". Choose another pool with -P, or remove the option")
+        codec = app.codec
+        for content_type in app.settings.accept:
+            codec.reader(content_type)
+
+    def _queues(self) -> list[Subscription]:
+        names: Sequence[str] = self.settings.queues or self.app.queue_names()
+        for name in names:
+            if name.endswith(DEAD_SUFFIX):
+                raise ConfigError(f"{name!r} is a dead-letter queue; a worker cannot serve it. Use `taskq dead replay`")
+        configured = self.app.settings.queues
+        return [Subscription(n, configured[n].weight if n in configured else 1) for n in dict.fromkeys(names)]
+
+    # --------------------------------------------------------------------------------------------------- running
+
+    def run(self, *, signals: bool = True) -> int:
+        """Work until a signal or ``stop()``; return the exit code."""
+        self._prepare()
+        handlers = Signals(self) if signals else None
+        try:
+            if handlers is not None:
+                handlers.install()
+            self._work()
+        finally:
+            if handlers is not None:
+                handlers.restore()
+        return self.exit_code
+
+    def _work(self) -> None:
+        app = self.app
+        keeper = Keeper(self, self.engine)
+        self.runtime.start()
+        try:
+            self.pool.start(self.runtime, self.engine if isinstance(self.engine, PoolEngine) else _NoSink(self))
+            keeper.start()
+            app.plugins.worker_ready(self)
+            self.ready.set()
+            logger.info(
+                "worker %s ready: pool %s, concurrency %d, queues %s, broker %s, %s", self.name, self.pool_name, self.slots,
+                ", ".join(q.queue for q in self.queues), app.broker_name,
+                "no result store" if self.store is None else "results fused" if self.fused else "results stored",
+            )  # fmt: skip
+            self.engine.run()
+        except TaskQError as error:
+            self.exit_code = EXIT_FATAL
+            logger.critical("worker %s stops: %s", self.name, error)
+            raise
+        finally:
+            self._shut_down(keeper)
+        if self.settler.fatal is not None:
+            self.exit_code = EXIT_FATAL
+
+    def _shut_down(self, keeper: Keeper) -> None:
+        """Hand back what did not start, let the rest end within the grace, settle, close in reverse order."""
+        self.stopping = True
+        deadline = time.monotonic() + (0.0 if self.interrupted else self.settings.grace)
+        plugins = self.app.plugins
+        self._quietly(lambda: plugins.worker_stopping(self))
+        self.engine.give_back(self.engine.unstarted())
+        unfinished: Sequence[int] = ()
+        if isinstance(self.engine, PoolEngine):
+            self._quietly(self.settler.pump)
+            self._deadline = deadline
+            unfinished = self._stop_pool(deadline)
+            self.gave_up = True
+            self.engine.end()
+        rest = [self.held[k] for k in unfinished if k in self.held] or list(self.held.values())
+        if rest:
+            self.exit_code = EXIT_UNFINISHED
+            logger.warning("%d task(s) did not end in time; their messages go back to the queue", len(rest))
+            self.engine.give_back(rest)
+        if not pump_until(self.settler, time.monotonic() + _FLUSH_TIME):
+            self.exit_code = EXIT_UNFINISHED
+            logger.error("not everything could be settled; the broker gives it out again when the leases end")
+        keeper.stop()
+        self._quietly(lambda: self.consumer.flush(_FLUSH_TIME))
+        self._quietly(self.runtime.stop)
+        self._quietly(self.consumer.close)
+        self._quietly(lambda: plugins.worker_stopped(self))
+        self.ready.clear()
+        logger.info(
+            "worker %s stopped: %d ended, %d failed, %d retried, %d dead", self.name, self.settler.ended,
+            self.settler.failed, self.settler.retried, self.settler.dead,
+        )  # fmt: skip
+
+    def _stop_pool(self, deadline: float) -> Sequence[int]:
+        """Stop the pool; a second signal cuts the wait short."""
+        if self.interrupted:
+            return self.pool.stop(time.monotonic())  # type: ignore[no-any-return]
+        while self.held and time.monotonic() < deadline and not self.interrupted:
+            time.sleep(0.01)
+        return self.pool.stop(time.monotonic() + (0.2 if not self.held else 0.0))  # type: ignore[no-any-return]
+
+    @staticmethod
+    def _quietly(step: Any) -> None:
+        try:
+            step()
+        except Exception:
+            logger.exception("a step of the shutdown failed; the shutdown goes on")
+
+    def stop(self, *, interrupt: bool = False) -> None:
+        """Take nothing more, finish what runs within the grace, and end; ``interrupt``: do not wait for what runs.
+
+        Any thread or signal handler may call it.
+        """
+        self.interrupted = self.interrupted or interrupt
+        self.stopping = True
+        self._stop_event.set()
+        consumer = getattr(self, "consumer", None)
+        if consumer is not None:
+            consumer.wake()
+        engine = getattr(self, "engine", None)
+        if isinstance(engine, PoolEngine):
+            engine._space.set()
+
+    # ----------------------------------------------------------------------------------------------- on a thread
+
+    def start(self, timeout: float = 30.0) -> Worker:
+        """Run on a thread of its own; return when messages are taken.
+
+        Raises:
+            what ``run`` raises on start; WorkerError when it is not ready within ``timeout`` seconds.
+        """
+        self._thread = threading.Thread(target=self._run_thread, name=f"taskq-{self.name}", daemon=True)
+        self._thread.start()
+        deadline = time.monotonic() + timeout
+        while not self.ready.wait(0.01):
+            if self._failure is not None:
+                raise self._failure
+            if time.monotonic() > deadline or not self._thread.is_alive():
+                raise WorkerError(f"worker {self.name} was not ready within {timeout:g} s")
+        return self
+
+    def _run_thread(self) -> None:
+        try:
+            self.run(signals=False)
+        except BaseException as error:
+            self._failure = error
+
+    def join(self, timeout: float | None = None) -> None:
+        """Wait for a started worker to end."""
+        if self._thread is not None:
+            self._thread.join(timeout)
+
+    def __enter__(self) -> Worker:
+        return self.start()
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.stop()
+        self.join(self.settings.grace + 10)
+
+    # ------------------------------------------------------------------------------------------- for the engines
+
+    def sleep(self, seconds: float) -> None:
+        """Sleep, unless the worker is told to stop."""
+        self._stop_event.wait(seconds)
+
+    def tick(self, now: float) -> None:
+        """Do what the keeper's rhythm serves: autoscaling, and the end of the grace of an inline task."""
+        if self.autoscale is not None:
+            self.autoscale.tick(now)
+
+    def broker_failed(self, error: TransportError) -> None:
+        """Say once that the broker is away; raise when trying again is pointless."""
+        if not error.retryable:
+            raise error
+        if not self._down:
+            logger.error("the broker is not available: %s; trying again until it is back", error)
+            self._down = True
+
+    def broker_back(self) -> None:
+        """Say that the broker is back."""
+        if self._down:
+            logger.info("the broker is back")
+            self._down = False
+
+    def store_failed(self, error: StoreError | TransportError) -> None:
+        """Say that a careful start has to wait."""
+        logger.error("a task waits to be started: %s; trying again", error)
+
+    def log_ends(self, jobs: Sequence[Job], batch: Sequence[Finished]) -> None:
+        """Log failures and retries; successes at level DEBUG only."""
+        debug = logger.isEnabledFor(logging.DEBUG)
+        for job, finished in zip(jobs, batch, strict=True):
+            outcome = finished.outcome
+            if outcome.reason is None:
+                if debug:
+                    logger.debug("task %s [%s] succeeded in %.4f s", job.task, job.header.id, finished.elapsed)
+                continue
+            if outcome.state == RETRY:
+                logger.warning("task %s [%s]: %s", job.task, job.header.id, outcome.reason)
+            elif outcome.state in (FAILURE, STATE_DEAD):
+                expected = outcome.state == FAILURE and outcome.kind == 0 and self.app.tasks[job.task].throws
+                logger.error(
+                    "task %s [%s] failed: %s%s", job.task, job.header.id, outcome.reason,
+                    "" if expected or not outcome.detail else "\n" + outcome.detail,
+                )  # fmt: skip
+
+
+class _NoSink:
+    """The sink of an inline pool, which reports by return value; it only hears of a broken runtime."""
+
+    def __init__(self, worker: Worker) -> None:
+        self._worker = worker
+
+    def started(self, keys: Sequence[int]) -> None:
+        """Nothing waits for it."""
+
+    def finished(self, batch: Sequence[Finished]) -> None:
+        """Queue ends that did not come by return value."""
+        self._worker.engine.collect(batch)
+
+    def returned(self, keys: Sequence[int]) -> None:
+        """Hand jobs back."""
+        held = self._worker.held
+        self._worker.engine.give_back([held[k] for k in keys if k in held])
+
+    def crashed(self, running: Sequence[int], unstarted: Sequence[int], reason: str) -> None:
+        """Hand jobs back; running ones count as started."""
+        logger.error("%s", reason)
+        held = self._worker.held
+        self._worker.engine.give_back([held[k] for k in running if k in held], counted=True)
+        self._worker.engine.give_back([held[k] for k in unstarted if k in held])
+
+
+def cpu_count() -> int:
+    """Return the CPUs that this process may use: its affinity, limited by the cgroup's quota."""
+    count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    try:
+        with open("/sys/fs/cgroup/cpu.max") as file:
+            quota, period = file.read().split()
+        if quota != "max":
+            count = min(count, max(1, round(int(quota) / int(period))))
+    except (OSError, ValueError):
+        pass
+    return count
