@@ -41,7 +41,7 @@ class LeaseTests(TransportBase):
         """
         self._need_lease(rig)
         started = time.monotonic()
-        _, held, other = self._abandoned(rig, "a", "b")
+        _, _, other = self._abandoned(rig, "a", "b")
         back = self._wait_for_return(rig, other, 2)
         assert time.monotonic() - started >= rig.lease_s * 0.8, "redelivered before the lease ended"
         assert {d.payload for d in back} == {b"a", b"b"}

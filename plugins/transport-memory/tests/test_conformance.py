@@ -1,0 +1,19 @@
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from taskq.testing import TransportSuite
+from taskq.testing.base import unique
+from taskq_lib_memory import forget
+
+
+class TestConformance(TransportSuite):
+    scheme = "memory"
+
+    @pytest.fixture
+    def url(self) -> Iterator[str]:
+        name = unique("conformance")
+        yield f"memory://{name}"
+        forget(name)
