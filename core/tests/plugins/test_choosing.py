@@ -131,10 +131,13 @@ def test_choose_never_falls_back_to_another_distribution(site):
     assert "stranger_plugin" not in sys.modules
 
 
-@pytest.mark.parametrize("key", ["acme", "tansport:acme"])
-def test_choose_needs_kind_and_name(site, key):
+@pytest.mark.parametrize(
+    ("key", "distribution"),
+    [("acme", "acme"), ("tansport:acme", "acme"), ("transport:*", "acme"), ("transport:acme", "")],
+)
+def test_choose_needs_kind_name_and_distribution(site, key, distribution):
     with pytest.raises(ConfigError, match=r"plugins\.choose"):
-        site.manager(choose={key: "acme"})
+        site.manager(choose={key: distribution})
 
 
 def test_a_strangers_offer_of_our_name_is_a_conflict_not_a_take_over(site):

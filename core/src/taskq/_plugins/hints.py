@@ -124,6 +124,6 @@ def not_installed(kind: str, name: str, installed: Iterable[str]) -> str:
     if close:
         return f"{what} is unknown; did you mean {' or '.join(form.format(n) for n in close)}?"
     return (
-        f"{what} is unknown: no installed plugin offers it; known are {', '.join(names)}. "
+        f"{what} is unknown: no installed plugin offers it; known are {', '.join(names) or 'none'}. "
         "`taskq plugins list` shows what is installed"
     )

@@ -64,8 +64,11 @@ class PluginManager:
         self._choose: dict[str, str] = {}
         for key, distribution in (choose or {}).items():
             normal = choosing.check_pattern(key, setting="plugins.choose")
-            if ":" not in normal:
-                raise ConfigError(f"plugins.choose = {key!r}: write 'kind:name', for example 'transport:redis'")
+            if ":" not in normal or "*" in normal or not distribution:
+                raise ConfigError(
+                    f"plugins.choose = {{{key!r} = {distribution!r}}}: write 'kind:name' and the distribution to take it "
+                    "from, as in {'transport:redis' = 'taskq-transport-redis'}"
+                )
             self._choose[normal] = distribution
         self._distributions = distributions
         self._direct = False
@@ -323,7 +326,7 @@ class PluginManager:
         """Return ``(origin, settings)`` of each contribution that has any; the first one with a setting counts."""
         found = []
         for record, answers in self._each("taskq_config_defaults"):
-            found += [(f"plugin {record.name} ({record.origin})".replace(" )", ")"), answer) for answer in answers]
+            found += [(f"plugin {record.name} ({record.origin})", answer) for answer in answers]
         return tuple(found)
 
     def task_declared(self, app: Any, task: Any) -> None:

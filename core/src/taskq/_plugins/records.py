@@ -49,7 +49,7 @@ class PluginRecord:
     @property
     def origin(self) -> str:
         """The distribution and its version, as errors name it."""
-        return f"{self.distribution} {self.version}"
+        return f"{self.distribution} {self.version}".rstrip()
 
     def as_dict(self) -> dict[str, str]:
         """Return the fields as plain data in declaration order, for ``--json``."""
