@@ -1,0 +1,3 @@
+"""What the SQL transport and the SQL result store share; nothing here is imported before a factory runs."""
+
+from __future__ import annotations

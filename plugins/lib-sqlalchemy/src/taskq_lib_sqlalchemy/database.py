@@ -1,0 +1,366 @@
+"""Connections to one database: pooled for calls from any thread, dedicated ones for a consumer's threads.
+
+All connections are in autocommit mode; ``transaction`` brackets what belongs together. So a single statement is a single
+round trip, and nothing is left open by accident.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import select
+import threading
+import time
+import weakref
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, TypeVar
+
+import sqlalchemy as sa
+from sqlalchemy.engine import Connection, Dialect, Engine
+from sqlalchemy.pool import QueuePool
+
+from taskq.errors import TaskQError
+from taskq.spi import Clock, Url
+from taskq_lib_sqlalchemy.errors import DRIVER_ERRORS, ErrorFamily, Problem, classify
+from taskq_lib_sqlalchemy.options import DatabaseOptions
+from taskq_lib_sqlalchemy.servers import Server
+from taskq_lib_sqlalchemy.tables import Tables
+
+T = TypeVar("T")
+_CONFLICT_TRIES = 8
+_OPEN = "taskq transaction"
+_ABANDONED: list[Any] = []
+"""Engines of a parent process: kept for ever, since collecting them would close the parent's connections."""
+
+
+def commit_unknown(error: BaseException) -> bool:
+    """Whether the connection broke while this error's statement or commit was under way: it may have taken effect."""
+    return getattr(error, "taskq_commit_unknown", False)
+
+
+class Database:
+    """One database on one of several fail-over servers."""
+
+    def __init__(self, urls: Sequence[Url], options: DatabaseOptions, *, errors: ErrorFamily, clock: Clock) -> None:
+        self.options = options
+        self.errors = errors
+        self.clock = clock
+        self.servers = [Server(url, options) for url in urls]
+        self.dialect = self.servers[0].dialect
+        self.where = "; ".join(server.text for server in self.servers)
+        self.current = self.servers[0]
+        self._lock = threading.Lock()
+        self._pid = os.getpid()
+        self._engine: Engine | None = None
+        self._links: weakref.WeakSet[Link] = weakref.WeakSet()
+        self._driver_errors: tuple[type[BaseException], ...] = DRIVER_ERRORS
+        self._tables: Tables | None = None
+
+    # ------------------------------------------------------------------------------------------------- connecting
+
+    @property
+    def engine(self) -> Engine:
+        """The process's engine; after a fork a new one, without touching the parent's connections."""
+        if self._engine is not None and self._pid == os.getpid():
+            return self._engine
+        with self._lock if self._pid == os.getpid() else _fresh_lock(self):
+            if self._pid != os.getpid():
+                _ABANDONED.append(self._engine)
+                self._engine, self._pid = None, os.getpid()
+            if self._engine is None:
+                self._engine = self._make_engine()
+            return self._engine
+
+    def _make_engine(self) -> Engine:
+        engine = sa.create_engine(
+            self.current.url,
+            creator=lambda: self._connect(engine),
+            poolclass=QueuePool,
+            pool_size=self.options.pool_size,
+            max_overflow=self.options.pool_size,
+            pool_timeout=self.options.lock_timeout,
+            pool_use_lifo=True,
+            isolation_level="AUTOCOMMIT",
+            skip_autocommit_rollback=True,
+            hide_parameters=True,
+        )
+        module: Any = engine.dialect.loaded_dbapi
+        self._driver_errors = (*DRIVER_ERRORS, module.Error)
+        sa.event.listen(engine, "checkout", _check_idle)
+        return engine
+
+    def _connect(self, engine: Engine) -> Any:
+        """Open a driver connection to the first server that takes it, the last good one before the others."""
+        failed: list[TaskQError] = []
+        for server in sorted(self.servers, key=lambda s: s is not self.current):
+            try:
+                connection = server.connector(engine.dialect)()
+            except self._driver_errors as error:
+                failed.append(self._connect_error(error, server))
+                continue
+            try:
+                self._prepare(connection)
+            except BaseException:
+                connection.close()
+                raise
+            self.current = server
+            return connection
+        if len(failed) == 1:
+            raise failed[0]
+        raise self.errors.make(
+            Problem.UNREACHABLE, f"none of {len(failed)} servers could be used: " + " · ".join(map(str, failed))
+        ) from failed[-1]
+
+    def _connect_error(self, error: BaseException, server: Server) -> TaskQError:
+        problem = classify(error, self.dialect, connecting=True)
+        if problem is Problem.NO_DATABASE:
+            made = self.errors.make(
+                problem, f"there is no database {server.database!r} on {server.text}; {server.how_to_create()}"
+            )
+        elif self.dialect == "sqlite" and problem is Problem.UNREACHABLE:
+            folder = os.path.dirname(server.database)
+            advice = "check the rights on it" if os.path.isdir(folder) else f"create the folder {folder}"
+            made = self.errors.make(problem, f"cannot open the database file {server.database}: {error}; {advice}")
+        else:
+            made = self.errors.translate(error, problem, what="connecting to the database", where=server.text)
+        made.__cause__ = error
+        return made
+
+    def _prepare(self, connection: Any) -> None:
+        options = self.options
+        cursor = connection.cursor()
+        if self.dialect == "postgresql":
+            cursor.execute(
+                "SELECT set_config('statement_timeout', %s, false), set_config('lock_timeout', %s, false), "
+                "set_config('idle_in_transaction_session_timeout', %s, false), "
+                "set_config('application_name', 'taskq', false)",
+                [f"{int(t * 1000)}" for t in (options.command_timeout, options.lock_timeout, options.command_timeout)],
+            )
+            connection.commit()
+        elif self.dialect == "mysql":
+            # READ COMMITTED: no gap locks, so claims and inserts at a queue's tail do not meet.
+            cursor.execute("SET SESSION TRANSACTION ISOLATION LEVEL READ COMMITTED")
+            cursor.execute(
+                "SET SESSION time_zone = '+00:00', innodb_lock_wait_timeout = %s, "
+                "sql_mode = 'STRICT_TRANS_TABLES,NO_ENGINE_SUBSTITUTION'",
+                (max(1, round(options.lock_timeout)),),
+            )
+        else:
+            cursor.execute("PRAGMA journal_mode=WAL")
+            cursor.execute(f"PRAGMA synchronous={options.synchronous.upper()}")
+            cursor.execute("PRAGMA temp_store=MEMORY")
+            cursor.execute("PRAGMA cache_size=-16000")
+        cursor.close()
+
+    def tables(self, dialect: Dialect | None = None) -> Tables:
+        """Return the tables, as this server's dialect wants them; exact once a connection has been made."""
+        if self._tables is None:
+            self._tables = Tables(
+                dialect or self.engine.dialect, prefix=self.options.table_prefix, schema=self.options.schema
+            )
+        return self._tables
+
+    # ---------------------------------------------------------------------------------------------------- running
+
+    def run(self, work: Callable[[Connection], T], what: str) -> T:
+        """Run work on a pooled connection; deadlocks and serialization failures are repeated.
+
+        Raises:
+            TransportError or StoreError: by this database's family; see also ``commit_unknown``.
+        """
+        for attempt in range(_CONFLICT_TRIES):
+            try:
+                with self.engine.connect() as connection, _discarding(connection):
+                    return work(connection)
+            except self._driver_errors as error:
+                self._raise_or_repeat(error, attempt, what)
+        raise AssertionError("unreachable")
+
+    def _raise_or_repeat(self, error: BaseException, attempt: int, what: str) -> None:
+        problem = classify(error, self.dialect)
+        if problem is Problem.CONFLICT and attempt + 1 < _CONFLICT_TRIES:
+            time.sleep(random.uniform(0, 0.005 * 2**attempt))  # noqa: S311  spreads the contenders, guards nothing
+            return
+        translated = self.errors.translate(error, problem, what=what, where=self.current.text)
+        if problem is Problem.LOST and commit_unknown(error):
+            _mark(translated)
+        raise translated from error
+
+    def link(self, *, setup: Callable[[Connection], None] | None = None) -> Link:
+        """Return a dedicated connection, opened at first use; ``setup`` runs whenever it has been opened."""
+        link = Link(self, setup)
+        self._links.add(link)
+        return link
+
+    def close(self) -> None:
+        """Close every connection of this process."""
+        for link in list(self._links):
+            link.close()
+        if self._engine is not None and self._pid == os.getpid():
+            self._engine.dispose()
+        elif self._engine is not None:
+            _ABANDONED.append(self._engine)
+        self._engine = None
+
+
+class Link:
+    """A connection that one thread keeps: opened at first use, opened again after it broke."""
+
+    def __init__(self, database: Database, setup: Callable[[Connection], None] | None) -> None:
+        self.database = database
+        self._setup = setup
+        self._connection: Connection | None = None
+        self._pid = 0
+
+    @property
+    def connected(self) -> bool:
+        """Whether a connection is open, as far as known."""
+        return self._connection is not None
+
+    def connection(self) -> Connection:
+        """Return the open connection, or open one."""
+        if self._connection is not None and self._pid != os.getpid():
+            _ABANDONED.append(self._connection)
+            self._connection = None
+        if self._connection is None:
+            connection = self.database.engine.connect()
+            connection.detach()  # not counted in the pool, and really closed at its end
+            self._connection, self._pid = connection, os.getpid()
+            if self._setup is not None:
+                with _discarding(connection):
+                    self._setup(connection)
+        return self._connection
+
+    def driver(self) -> Any:
+        """Return the driver's own connection."""
+        return self.connection().connection.driver_connection
+
+    def run(self, work: Callable[[Connection], T], what: str) -> T:
+        """As ``Database.run``, on this connection."""
+        for attempt in range(_CONFLICT_TRIES):
+            try:
+                return work(self.connection())
+            except self.database._driver_errors as error:
+                if classify(error, self.database.dialect) is not Problem.CONFLICT or not self._clean():
+                    self.close()
+                self.database._raise_or_repeat(error, attempt, what)
+            except BaseException:
+                self.close()  # interrupted between question and answer: its state is unknown
+                raise
+        raise AssertionError("unreachable")
+
+    def _clean(self) -> bool:
+        return self._connection is not None and not self._connection.invalidated and not self._connection.closed
+
+    def close(self) -> None:
+        """Close the connection; the next use opens another."""
+        connection, self._connection = self._connection, None
+        if connection is None:
+            return
+        if self._pid != os.getpid():
+            _ABANDONED.append(connection)
+            return
+        _drop(connection)
+
+
+@contextmanager
+def transaction(connection: Connection, *, immediate: bool = True) -> Iterator[None]:
+    """Bracket statements; on an exception nothing of them remains.
+
+    A connection that breaks while the commit is under way leaves the outcome unknown: the error is marked, see
+    ``commit_unknown``.
+    """
+    if connection.info.get(_OPEN):  # part of a larger one
+        yield
+        return
+    begin = "BEGIN"
+    if connection.dialect.name == "sqlite" and immediate:
+        begin = "BEGIN IMMEDIATE"  # the write lock now, not in the middle: a later upgrade could not wait for it
+    connection.exec_driver_sql(begin)
+    connection.info[_OPEN] = True
+    try:
+        yield
+    except BaseException:
+        connection.info.pop(_OPEN, None)
+        try:
+            connection.exec_driver_sql("ROLLBACK")
+        except Exception:
+            connection.invalidate()
+        raise
+    connection.info.pop(_OPEN, None)
+    try:
+        connection.exec_driver_sql("COMMIT")
+    except BaseException as error:
+        if connection.dialect.name == "sqlite":
+            try:  # a full disk or a busy file leaves the transaction open
+                connection.exec_driver_sql("ROLLBACK")
+            except Exception:
+                connection.invalidate()
+        else:
+            _mark(error)
+        raise
+
+
+@contextmanager
+def single_statement() -> Iterator[None]:
+    """Bracket one writing statement that commits itself: a connection that breaks leaves its outcome unknown."""
+    try:
+        yield
+    except BaseException as error:
+        _mark(error)
+        raise
+
+
+def _mark(error: BaseException) -> None:
+    error.taskq_commit_unknown = True  # type: ignore[attr-defined]
+
+
+@contextmanager
+def _discarding(connection: Connection) -> Iterator[None]:
+    """Close rather than reuse a connection on which something other than a plain database error happened."""
+    try:
+        yield
+    except sa.exc.IntegrityError:
+        raise
+    except BaseException:
+        _drop(connection)
+        raise
+
+
+def _drop(connection: Connection) -> None:
+    try:
+        connection.invalidate()
+        connection.close()
+    except Exception:  # it is broken already
+        return
+
+
+def _check_idle(driver_connection: Any, record: Any, proxy: Any) -> None:
+    """Notice, without a round trip, that the server has closed a pooled connection meanwhile.
+
+    An idle connection has nothing to read. If it has, the server said goodbye or is gone.
+    """
+    socket = _socket_of(driver_connection)
+    if socket is not None and _readable(socket):
+        raise sa.exc.DisconnectionError("the server closed this connection while it was idle")
+
+
+def _socket_of(driver_connection: Any) -> int | None:
+    pgconn = getattr(driver_connection, "pgconn", None)
+    if pgconn is not None:
+        return int(pgconn.socket) if pgconn.status == 0 else None
+    sock = getattr(driver_connection, "_sock", None)
+    return int(sock.fileno()) if sock is not None else None
+
+
+def _readable(fd: int) -> bool:
+    poller = select.poll()
+    poller.register(fd, select.POLLIN)
+    return bool(poller.poll(0))
+
+
+def _fresh_lock(database: Database) -> threading.Lock:
+    """Replace a lock that another thread of the parent may have held while it forked."""
+    database._lock = threading.Lock()
+    return database._lock

@@ -1,0 +1,364 @@
+"""What transport and store ask of a database, and how a database without better means does it.
+
+The base class serves SQLite and MySQL: select what to take, decide here, change it, all in one short transaction. PostgreSQL
+does most of it in single statements. Times are seconds on the server's clock; SQLite's is this machine's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any, ClassVar, NamedTuple
+
+import sqlalchemy as sa
+from sqlalchemy.engine import Connection
+
+from taskq.errors import TaskQError
+from taskq.spi import Durability, Outbound, Record
+from taskq_lib_sqlalchemy.database import Database, transaction
+from taskq_lib_sqlalchemy.errors import Problem
+from taskq_lib_sqlalchemy.records import RecordRow, waves
+
+
+class Taken(NamedTuple):
+    """A claimed message."""
+
+    id: int
+    queue: str
+    payload: bytes
+    deliveries: int
+    group: str | None
+    size: int
+
+
+class Claim(NamedTuple):
+    """What a claim brought.
+
+    ``alive``: the consumer is still registered. ``blocked``: a message was there that the byte budget did not allow.
+    ``due_in``: seconds until the next delayed message of any queue, None when there is none or it was not looked up.
+    """
+
+    rows: Sequence[Taken] = ()
+    alive: bool = True
+    blocked: bool = False
+    due_in: float | None = None
+
+
+class Probe(NamedTuple):
+    """A look without touching: ``expiry_in`` is the time to the first end of a lease; ``ready`` whether to claim."""
+
+    alive: bool
+    due_in: float | None
+    expiry_in: float | None
+    ready: bool
+
+
+class Ending(NamedTuple):
+    """One delivery's end in a fused commit: the message's id, its record, what to send."""
+
+    id: int
+    record: Record | None
+    follow_ups: Sequence[Outbound]
+
+
+class Statement:
+    """A text statement with the tables' names filled in, and whether it wants ``:now``."""
+
+    __slots__ = ("clause", "needs_now")
+
+    def __init__(self, text: str) -> None:
+        clause = sa.text(text)
+        self.needs_now = ":now" in text
+        if " IN :ids" in text:
+            clause = clause.bindparams(sa.bindparam("ids", expanding=True))
+        if " IN :names" in text:
+            clause = clause.bindparams(sa.bindparam("names", expanding=True))
+        self.clause = clause
+
+
+class Strategy:
+    """The statements of one database's dialect. Stateless after construction: any thread, any connection of it."""
+
+    now: ClassVar[str]
+    in_ids: ClassVar[str]
+    in_names: ClassVar[str]
+    skip_locked: ClassVar[str] = ""
+    share_lock: ClassVar[str] = ""
+    probes: ClassVar[bool] = True
+    """A claim costs more than a look, so look first."""
+    pushes: ClassVar[bool] = False
+    """``tell`` works, consumers set ``ring``, and a channel per queue can be listened to."""
+
+    def __init__(self, database: Database) -> None:
+        self.database = database
+        self.tables = database.tables()
+        self._names = {
+            **self.tables.names(),
+            "now": self.now,
+            "in_ids": self.in_ids,
+            "in_names": self.in_names,
+            "skip_locked": self.skip_locked,
+            "share_lock": self.share_lock,
+            "prefix": self.tables.prefix,
+        }
+        self._statements: dict[str, Statement] = {}
+
+    # ------------------------------------------------------------------------------------------------- statements
+
+    def sql(self, template: str) -> Statement:
+        """Return the prepared form of a statement's template."""
+        try:
+            return self._statements[template]
+        except KeyError:
+            statement = self._statements[template] = Statement(template.format_map(self._names))
+            return statement
+
+    def do(self, connection: Connection, template: str, **parameters: Any) -> sa.CursorResult[Any]:
+        """Run one statement."""
+        statement = self.sql(template)
+        if statement.needs_now:
+            parameters["now"] = self.database.clock.now()
+        return connection.execute(statement.clause, parameters)
+
+    def listed(self, values: Iterable[Any]) -> Any:
+        """Return values as the parameter of ``{in_ids}`` or ``{in_names}``."""
+        return list(values)
+
+    # ------------------------------------------------------------------------------------------------- the server
+
+    def check_server(self, connection: Connection) -> None:
+        """Refuse a server that is too old.
+
+        Raises:
+            NotSupported: naming the version found and the least one.
+        """
+        raise NotImplementedError
+
+    def durability(self, connection: Connection) -> tuple[Durability, str | None]:
+        """Return what the server's settings make of a commit, and a sentence about it where it is not the usual."""
+        raise NotImplementedError
+
+    def max_payload(self, connection: Connection) -> int:
+        """Return the largest payload in bytes."""
+        return 500_000_000
+
+    # -------------------------------------------------------------------------------------------------- consumers
+
+    def register(self, connection: Connection, lease: float, info: str) -> int:
+        """Make a consumer's row; return its number, which is never used again."""
+        result = self.do(
+            connection,
+            "INSERT INTO {consumers} (expires, ring, info) VALUES ({now} + :lease, FALSE, :info)",
+            lease=lease,
+            info=info[:250],
+        )
+        return int(result.lastrowid)
+
+    def renew(self, connection: Connection, me: int, lease: float) -> bool:
+        """Prolong a consumer's lease; False when it has been reaped."""
+        result = self.do(
+            connection, "UPDATE {consumers} SET expires = {now} + :lease WHERE id = :me", me=me, lease=lease
+        )
+        return bool(result.rowcount)
+
+    def set_ring(self, connection: Connection, me: int, *, ring: bool) -> None:
+        """Say whether senders have to notify for this consumer's sake."""
+
+    def unregister(self, connection: Connection, me: int) -> None:
+        """Remove a consumer that holds nothing."""
+        self.do(connection, "DELETE FROM {consumers} WHERE id = :me", me=me)
+
+    def alive(self, connection: Connection, me: int) -> bool:
+        """Whether a consumer is registered; inside a transaction it stays so to the end."""
+        return bool(self.do(connection, "SELECT 1 FROM {consumers} WHERE id = :me {share_lock}", me=me).first())
+
+    # --------------------------------------------------------------------------------------------------- messages
+
+    def insert(self, connection: Connection, batch: Sequence[Outbound]) -> bool:
+        """Write messages in the order given, as one statement where it can; True when a consumer waits to be told."""
+        statement = self.sql(
+            "INSERT INTO {messages} (state, level, deliveries, size, owner, sent, due, queue, uid, grp, payload) VALUES "
+            "(:state, :level, 0, :size, NULL, {now}, {now} + :delay, :queue, :uid, :grp, :payload)"
+        )
+        extra = {"now": self.database.clock.now()} if statement.needs_now else {}
+        connection.execute(statement.clause, [{**message_row(out), **extra} for out in batch])
+        return False
+
+    def tell(self, connection: Connection, queues: Iterable[str], records: Iterable[Record] = ()) -> None:
+        """Wake consumers that wait for these queues and callers that wait for these records, where the server can."""
+
+    def claim(
+        self, connection: Connection, me: int, plan: Sequence[tuple[str, int]], limit: int, budget: int, *, lone: bool
+    ) -> Claim:
+        """Take up to ``limit`` messages and ``budget`` bytes, from each queue of the plan up to its quota, in its order.
+
+        ``lone``: the consumer holds nothing, so that a first message of any size is allowed.
+        """
+        with transaction(connection):
+            if not self.alive(connection, me):
+                return Claim(alive=False)
+            picked: list[int] = []
+            blocked = False
+            for queue, quota in plan:
+                rows = self.do(connection, self._pick, queue=queue, limit=min(quota, limit - len(picked))).all()
+                for row in rows:
+                    if row.size > budget and not (lone and not picked):
+                        blocked = True
+                        break
+                    budget -= row.size
+                    picked.append(row.id)
+                if blocked or len(picked) >= limit:
+                    break
+            rows_taken = self._take(connection, me, picked) if picked else ()
+        by_id = {row.id: row for row in rows_taken}
+        return Claim([by_id[i] for i in picked], blocked=blocked)
+
+    _pick = (
+        "SELECT id, size FROM {messages} WHERE state = 0 AND queue = :queue ORDER BY level, id LIMIT :limit {skip_locked}"
+    )
+
+    def _take(self, connection: Connection, me: int, ids: Sequence[int]) -> Sequence[Taken]:
+        raise NotImplementedError
+
+    def probe(self, connection: Connection, me: int, queues: Sequence[str]) -> Probe:
+        """Look, in one statement, for everything that would make a consumer act."""
+        ready = " OR ".join(
+            f"EXISTS (SELECT 1 FROM {{messages}} WHERE state = 0 AND queue = :q{i})" for i in range(len(queues))
+        )
+        row = self.do(
+            connection,
+            "SELECT (SELECT count(*) FROM {consumers} WHERE id = :me) AS alive, "
+            "(SELECT min(due) FROM {messages} WHERE state = 1) - {now} AS due_in, "
+            "(SELECT min(expires) FROM {consumers} WHERE id <> :me) - {now} AS expiry_in, " + (ready or "FALSE"),
+            me=me,
+            **{f"q{i}": queue for i, queue in enumerate(queues)},
+        ).one()
+        return Probe(bool(row[0]), row[1], row[2], bool(row[3]))
+
+    def acknowledge(self, connection: Connection, me: int, ids: Sequence[int]) -> set[int]:
+        """Remove messages that this consumer holds; return the ids of those that it did hold."""
+        result = self.do(
+            connection,
+            "DELETE FROM {messages} WHERE id {in_ids} AND owner = :me RETURNING id",
+            ids=self.listed(ids),
+            me=me,
+        )
+        return set(result.scalars())
+
+    def release(self, connection: Connection, me: int, ids: Sequence[int], delay: float, *, counted: bool) -> set[int]:
+        """Give held messages back to their queues; return the ids of those that it did hold."""
+        result = self.do(
+            connection, self._release + " RETURNING id", **self._release_values(me, ids, delay, counted=counted)
+        )
+        return set(result.scalars())
+
+    _release = (
+        "UPDATE {messages} SET state = :state, owner = NULL, deliveries = deliveries - :uncount, "
+        "due = CASE WHEN :delay > 0 THEN {now} + :delay ELSE due END WHERE id {in_ids} AND owner = :me"
+    )
+
+    def _release_values(self, me: int, ids: Sequence[int], delay: float, *, counted: bool) -> dict[str, Any]:
+        state = 1 if delay > 0 else 0
+        return {"me": me, "ids": self.listed(ids), "state": state, "delay": float(delay), "uncount": 0 if counted else 1}
+
+    def release_strays(self, connection: Connection, me: int, known: Sequence[int]) -> None:
+        """Give back, uncounted, what this consumer owns without knowing it: a claim's answer was lost on its way."""
+        owned = self.do(connection, "SELECT id FROM {messages} WHERE owner = :me", me=me).scalars().all()
+        strays = sorted(set(owned) - set(known))
+        if strays:
+            self.release(connection, me, strays, 0.0, counted=False)
+
+    def promote(self, connection: Connection) -> bool:
+        """Make delayed messages ready whose time has come, up to a thousand; True when there may be more."""
+        with transaction(connection):
+            ids = self.do(
+                connection,
+                "SELECT id FROM {messages} WHERE state = 1 AND due <= {now} ORDER BY due LIMIT 1000 {skip_locked}",
+            ).scalars()
+            found = list(ids)
+            if found:
+                self.do(
+                    connection, "UPDATE {messages} SET state = 0 WHERE id {in_ids} AND state = 1", ids=self.listed(found)
+                )
+        return len(found) == 1000
+
+    def reap(self, connection: Connection) -> int:
+        """Give back what dead consumers held, and forget them; return how many consumers there were."""
+        with transaction(connection):
+            dead = list(
+                self.do(connection, "SELECT id FROM {consumers} WHERE expires < {now} {skip_locked}").scalars()
+            )
+            if dead:
+                # First the consumer, then, in a later statement, its messages: a claim of its own either came before and
+                # is seen, or waits for this transaction and finds itself dead.
+                self.do(connection, "DELETE FROM {consumers} WHERE id {in_ids}", ids=self.listed(dead))
+                self.do(
+                    connection, "UPDATE {messages} SET state = 0, owner = NULL WHERE owner {in_ids}", ids=self.listed(dead)
+                )
+        return len(dead)
+
+    def adopt_orphans(self, connection: Connection) -> None:
+        """Give back what belongs to no consumer at all (somebody emptied the consumers' table)."""
+        self.do(
+            connection,
+            "UPDATE {messages} SET state = 0, owner = NULL WHERE state = 2 AND owner IS NOT NULL "
+            "AND NOT EXISTS (SELECT 1 FROM {consumers} WHERE {consumers}.id = {messages}.owner)",
+        )
+
+    # ----------------------------------------------------------------------------------------------------- results
+
+    def upsert(self, connection: Connection, records: Sequence[Record]) -> set[int]:
+        """Store records by the rule of ``ResultStore.put``; return the indexes of those that were stored."""
+        stored: set[int] = set()
+        for wave in waves(records):
+            stored |= self._upsert(connection, wave)
+        return stored
+
+    def _upsert(self, connection: Connection, wave: Sequence[RecordRow]) -> set[int]:
+        raise NotImplementedError
+
+    def commit(self, connection: Connection, me: int, endings: Sequence[Ending]) -> set[int]:
+        """Acknowledge, store and send in one transaction; nothing for messages not held. Return the ids that were held."""
+        with transaction(connection):
+            held = self.acknowledge(connection, me, [ending.id for ending in endings])
+            self.upsert(connection, [e.record for e in endings if e.record is not None and e.id in held])
+            follow_ups = [out for e in endings if e.id in held for out in e.follow_ups]
+            if follow_ups:
+                self.insert(connection, follow_ups)
+        return held
+
+    # ------------------------------------------------------------------------------------------------------ errors
+
+    def too_old(self, found: str, least: str) -> TaskQError:
+        """Make the error for a server that lacks what is needed."""
+        return self.database.errors.make(
+            Problem.SCHEMA, f"{self.database.current.text} is {found}; taskq needs at least {least}: upgrade the server"
+        )
+
+
+def message_row(out: Outbound) -> dict[str, Any]:
+    """Return an outbound message as named parameters."""
+    return {
+        "state": 1 if out.delay > 0 else 0,
+        "level": 9 - out.priority,
+        "size": len(out.payload),
+        "delay": float(out.delay) if out.delay > 0 else 0.0,
+        "queue": out.queue,
+        "uid": out.id,
+        "grp": out.group,
+        "payload": out.payload,
+    }
+
+
+def strategy_for(database: Database) -> Strategy:
+    """Return the strategy for a database's dialect; one connection has been made before."""
+    if database.dialect == "postgresql":
+        from taskq_lib_sqlalchemy.postgresql import PostgreSQL
+
+        return PostgreSQL(database)
+    if database.dialect == "mysql":
+        from taskq_lib_sqlalchemy.mysql import MySQL
+
+        return MySQL(database)
+    from taskq_lib_sqlalchemy.sqlite import SQLite
+
+    return SQLite(database)
