@@ -66,8 +66,8 @@ class PluginManager:
             normal = choosing.check_pattern(key, setting="plugins.choose")
             if ":" not in normal or "*" in normal or not distribution:
                 raise ConfigError(
-                    f"plugins.choose = {{{key!r} = {distribution!r}}}: write 'kind:name' and the distribution to take it "
-                    "from, as in {'transport:redis' = 'taskq-transport-redis'}"
+                    f"plugins.choose = {{{key!r} = {distribution!r}}}: write 'kind:name' and the distribution to "
+                    "take it from, as in {'transport:redis' = 'taskq-transport-redis'}"
                 )
             self._choose[normal] = distribution
         self._distributions = distributions
