@@ -1,0 +1,1 @@
+"""taskq's SQLite transport; see ``plugin`` for what it offers."""

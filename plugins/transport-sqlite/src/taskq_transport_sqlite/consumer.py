@@ -1,0 +1,529 @@
+"""A consumer of the SQLite transport: what it holds under its lease, and the one-step commit with the SQLite store."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sqlite3
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from itertools import count
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from taskq.errors import TransportClosed
+from taskq.message import RELEASE, Delivery, Fetched, Lost, Outbound, Settlement
+from taskq_lib_sqlite import (
+    Database,
+    Nudge,
+    SqliteResults,
+    Trouble,
+    push_records,
+    put_records,
+    transport_errors,
+    wait_readable,
+)
+from taskq_transport_sqlite import tables
+from taskq_transport_sqlite.shares import Shares
+
+if TYPE_CHECKING:
+    from taskq.spi import Commit, Committer, Receipt, ResultStore, SubscribeOrder, Subscription
+    from taskq_transport_sqlite.transport import SqliteTransport
+
+log = logging.getLogger("taskq.sqlite")
+
+_FETCH_AT_ONCE = 1000
+_UNLIMITED = 1 << 62
+_NOTHING = Fetched()
+_LOOK_AFTER_S = 1.0  # seconds between two looks for dead consumers while idle
+
+_CLAIM = (
+    "SELECT r.seq, r.deliveries, m.payload, m.grp, r.rank FROM taskq_ready r LEFT JOIN taskq_message m ON m.seq = r.seq "
+    "WHERE r.queue = ? ORDER BY r.rank, r.seq LIMIT ?"
+)
+_HOLD = (
+    "INSERT INTO taskq_held (consumer, seq, queue, rank, deliveries) "
+    "SELECT ?, seq, queue, rank, deliveries + 1 FROM taskq_ready WHERE queue = ? AND (rank, seq) <= (?, ?)"
+)
+_UNREADY = "DELETE FROM taskq_ready WHERE queue = ? AND (rank, seq) <= (?, ?)"
+# The queues that have something ready: one look at the index per queue, however long the queues are.
+_WAITING = """
+WITH RECURSIVE waiting (queue) AS (
+    SELECT min(queue) FROM taskq_ready
+    UNION ALL SELECT (SELECT min(queue) FROM taskq_ready WHERE queue > waiting.queue) FROM waiting WHERE queue IS NOT NULL
+) SELECT queue FROM waiting WHERE queue IS NOT NULL
+"""
+_DROP = "DELETE FROM taskq_held WHERE consumer = ? AND seq = ?"
+_DROP_MESSAGE = "DELETE FROM taskq_message WHERE seq = ?"
+_RETURN = (
+    "INSERT INTO taskq_ready (queue, rank, seq, deliveries) "
+    "SELECT queue, rank, seq, deliveries - ? FROM taskq_held WHERE consumer = ? AND seq = ?"
+)
+_DELAY = (
+    "INSERT INTO taskq_delayed (due, seq, queue, rank, deliveries) "
+    "SELECT ?, seq, queue, rank, deliveries - ? FROM taskq_held WHERE consumer = ? AND seq = ?"
+)
+
+
+class Held(NamedTuple):
+    """A message that this consumer holds."""
+
+    seq: int
+    queue: int
+    size: int
+    group: str | None
+
+
+class _Mismatch(Exception):
+    """Something of a batch is held no longer; the batch must be settled one by one."""
+
+
+class SqliteConsumer:
+    """Holds messages under one lease, which ``extend`` keeps.
+
+    A receipt is a number that this object gives out once: a message that it released and fetched again has another one.
+    Together with the consumer's number in the row, which is never given twice, that fences exactly.
+    """
+
+    def __init__(self, transport: SqliteTransport, database: Database) -> None:
+        self._transport = transport
+        self._database = database
+        self._pid = os.getpid()
+        self._closed = False
+        self._nudge = Nudge()
+        self._bell = database.bells.hang("c") if transport.options.wake_up == "bell" else None
+        self._ears = [self._nudge.reader] + ([self._bell.socket] if self._bell else [])
+        self._names: dict[int, str] = {}
+        self._shares = Shares((), "fair")
+        self._work = ""
+        self._credit = self._max_bytes = _UNLIMITED
+        self._held: dict[int, Held] = {}
+        self._held_bytes = 0
+        self._bytes_lock = threading.Lock()
+        self._receipts = count(1)
+        self._losses: list[Lost] = []
+        self._hot = True
+        self._woken = False
+        self._starved = False
+        self._on_board = False
+        self._next_due: float | None = None
+        self._looked_after = time.monotonic()
+        self.number = 0
+        self._slot: int | None = None
+        with transport.moving as connection:
+            self._register(connection)
+        database.bells.announce()
+
+    def _register(self, connection: sqlite3.Connection) -> None:
+        """Enter this consumer under a new number."""
+        until, until_wall = self._transport.leases.end(self._transport.lease_s)
+        taken = {row[0] for row in connection.execute("SELECT slot FROM taskq_consumer")}
+        self._slot = next(slot for slot in count() if slot not in taken) if self._bell else None
+        number = connection.execute(
+            "INSERT INTO taskq_consumer (boot, until, until_wall, bell, slot, queues, process) VALUES (?, ?, ?, ?, ?, ?, ?)",
+            (
+                self._transport.leases.boot,
+                until,
+                until_wall,
+                self._bell.address if self._bell else None,
+                self._slot,
+                ",".join(map(str, self._names)),
+                str(self._pid),
+            ),
+        ).lastrowid
+        self.number = number or 0
+
+    # ----------------------------------------------------------------------------------------------------- intake
+
+    @transport_errors
+    def subscribe(self, queues: Sequence[Subscription], *, order: SubscribeOrder = "fair") -> None:
+        self._check()
+        database = self._database
+        with self._transport.moving as connection:
+            numbers = [(tables.find_queue(connection, s.queue), s.weight) for s in queues]
+            names = {number: s.queue for (number, _), s in zip(numbers, queues, strict=True)}
+            connection.execute(
+                "UPDATE taskq_consumer SET queues = ? WHERE number = ?", (",".join(map(str, names)), self.number)
+            )
+        self._names = names
+        self._shares = Shares(numbers, order)
+        listed = ", ".join(map(str, names))
+        self._work = (
+            f"SELECT EXISTS (SELECT 1 FROM taskq_ready WHERE queue IN ({listed})), (SELECT min(due) FROM taskq_delayed)"
+        )
+        self._hot = True
+        database.bells.announce()
+
+    @transport_errors
+    def credit(self, n: int, max_bytes: int) -> None:
+        self._check()
+        self._credit = n
+        self._max_bytes = max_bytes
+        self._nudge.ring()
+
+    @transport_errors
+    def fetch(self, limit: int, wait: float, *, ahead: int = 0) -> Fetched:
+        self._check()
+        end = time.monotonic() + wait
+        waiting = False
+        while True:
+            if waiting:
+                # On the board before the look: a message that comes after it rings, one that came before is seen.
+                self._set_waiting(True)
+            room = min(limit, self._credit - len(self._held), _FETCH_AT_ONCE)
+            if room > 0 and self._held and self._held_bytes >= self._max_bytes:
+                room = 0
+            self._starved = room <= 0
+            if room > 0 and self._names and (self._hot or self._work_waits()):
+                deliveries = self._claim(room)
+                if deliveries:
+                    return Fetched(deliveries, self._take_losses())
+                self._hot = False
+            left = end - time.monotonic()
+            if self._woken or self._losses or left <= 0:
+                self._woken = self._starved = False
+                return Fetched((), self._take_losses()) if self._losses else _NOTHING
+            if waiting:
+                self._sleep(left)
+            waiting = True
+
+    def _work_waits(self) -> bool:
+        """Look, without a transaction, whether a claim would bring something; note when something will be due."""
+        ready, due = self._database.read(self._work)[0]
+        self._next_due = due
+        return bool(ready) or (due is not None and due <= self._transport.clock.now())
+
+    def _sleep(self, left: float) -> None:
+        pause = min(left, self._transport.options.poll_interval)
+        if self._next_due is not None:
+            pause = min(pause, max(0.0, self._next_due - self._transport.clock.now()))
+        wait_readable(self._ears, pause)
+        self._nudge.drain()
+        if self._bell is not None and self._bell.drain():
+            self._hot = True
+        now = time.monotonic()
+        if now - self._looked_after >= min(_LOOK_AFTER_S, self._transport.lease_s / 4):
+            self._looked_after = now
+            self._database.check_file()
+            self._transport.look_after()
+            if self._bell is not None and not self._bell.in_place():
+                self._rehang()
+
+    def _claim(self, room: int) -> list[Delivery]:
+        transport = self._transport
+        promoted: Mapping[int, int] = {}
+        with transport.moving as connection:
+            if connection.execute("SELECT 1 FROM taskq_consumer WHERE number = ?", (self.number,)).fetchone() is None:
+                self._lose_all(connection)
+            now = transport.clock.now()
+            due = connection.execute("SELECT min(due) FROM taskq_delayed").fetchone()[0]
+            if due is not None and due <= now:
+                promoted = tables.promote(connection, now)
+            self._next_due = due
+            free = self._max_bytes - self._held_bytes
+            one = not self._held  # however large
+            claimed: list[tuple[Delivery, Held]] = []
+
+            def claim(queue: int, limit: int) -> list[tuple[Delivery, Held]]:
+                nonlocal free, one
+                name = self._names[queue]
+                taken = []
+                row = None
+                cursor = connection.execute(_CLAIM, (queue, limit))
+                for seq, deliveries, payload, group, rank in cursor:
+                    if payload.__class__ is not bytes:
+                        payload = self._mend(payload, seq, name)
+                    size = len(payload)
+                    free -= size
+                    if free < 0 and not one:
+                        free = -1
+                        break
+                    one = False
+                    row = rank, seq
+                    taken.append((Delivery(payload, 0, name, deliveries + 1, group), Held(seq, queue, size, group)))
+                cursor.close()
+                if row is not None:
+                    connection.execute(_HOLD, (self.number, queue, *row))
+                    connection.execute(_UNREADY, (queue, *row))
+                return taken
+
+            numbers = self._shares.numbers
+            if len(numbers) == 1:
+                claimed = claim(numbers[0], room)
+            else:
+                waiting = {row[0] for row in connection.execute(_WAITING).fetchall()}.intersection(numbers)
+                if waiting:
+                    claimed = self._shares.take(room, waiting, claim)
+        if promoted:
+            transport.ringer.ring({q: n for q, n in promoted.items() if q not in self._names})
+        if not claimed:
+            return []
+        deliveries = []
+        size = 0
+        held = self._held
+        for delivery, entry in claimed:
+            delivery.receipt = receipt = next(self._receipts)
+            held[receipt] = entry
+            size += entry.size
+            deliveries.append(delivery)
+        with self._bytes_lock:
+            self._held_bytes += size
+        self._hot = True
+        if self._on_board:
+            self._set_waiting(False)
+        if len(claimed) >= room:
+            self._pass_on()
+        return deliveries
+
+    def _mend(self, payload: Any, seq: int, name: str) -> bytes:
+        """Make a payload of what stands in a damaged row; the kernel will find it undecodable and dead-letter it."""
+        from taskq_transport_sqlite.transport import payload_bytes
+
+        log.error(
+            "message %d of queue %s in %s has no readable payload (a value of type %s); it is delivered as it is",
+            seq, name, self._database.path, type(payload).__name__,
+        )  # fmt: skip
+        return payload_bytes(payload)
+
+    def _pass_on(self) -> None:
+        """Where this consumer has all it may take and there is more, wake another one."""
+        if self._transport.ringer.anyone(self._names):
+            waiting = {row[0] for row in self._database.read(_WAITING)}
+            self._transport.ringer.ring(dict.fromkeys(waiting.intersection(self._names), 1))
+
+    def _set_waiting(self, waiting: bool) -> None:
+        if self._bell is not None:
+            self._database.bells.set_waiting(self._slot, waiting)
+            self._on_board = waiting
+
+    def _rehang(self) -> None:
+        """Make a new bell in place of one that somebody removed."""
+        old = self._bell
+        self._bell = self._database.bells.hang("c")
+        self._ears = [self._nudge.reader] + ([self._bell.socket] if self._bell else [])
+        with self._transport.moving as connection:
+            connection.execute(
+                "UPDATE taskq_consumer SET bell = ? WHERE number = ?",
+                (self._bell.address if self._bell else None, self.number),
+            )
+        if old is not None:
+            self._database.bells.take_down(old)
+        self._database.bells.announce()
+
+    # --------------------------------------------------------------------------------------------------- settling
+
+    @transport_errors
+    def settle(self, settlements: Sequence[Settlement]) -> Sequence[Lost]:
+        self._check()
+        if not settlements:
+            return self._take_losses()
+        return self._end(settlements, (), False)
+
+    def _end(self, settlements: Sequence[Settlement], commits: Sequence[Commit], durable: bool) -> list[Lost]:
+        """Settle, with what belongs to each settlement, in one transaction; first all at once, then one by one."""
+        transport = self._transport
+        transaction = transport.committing if durable else transport.moving
+        one_by_one = False
+        while True:
+            fresh: dict[str, int] = {}
+            try:
+                with transaction as connection:
+                    lost, returned = self._settle_in(connection, settlements, one_by_one)
+                    if commits:
+                        gone = {loss.receipt for loss in lost}
+                        kept = [c for c in commits if c.settlement.receipt not in gone] if gone else commits
+                        records = [c.record for c in kept if c.record is not None]
+                        if records:
+                            put_records(connection, records, transport.clock.now())
+                        follow_ups = [o for c in kept for o in c.follow_ups]
+                        if follow_ups:
+                            for queue, n in transport.insert(connection, follow_ups, fresh).items():
+                                returned[queue] = returned.get(queue, 0) + n
+            except _Mismatch:
+                one_by_one = True
+                continue
+            break
+        self._forget([s.receipt for s in settlements])
+        if returned:
+            self._database.queues.update(fresh)
+            transport.ringer.ring(returned)
+        if commits and records:
+            push_records(self._database.bells, records)
+        if self._starved:
+            self._nudge.ring()
+        return lost + self._take_losses() if self._losses else lost
+
+    def _settle_in(
+        self, connection: sqlite3.Connection, settlements: Sequence[Settlement], one_by_one: bool
+    ) -> tuple[list[Lost], dict[int, int]]:
+        """Settle inside a transaction; return what was lost, and how many messages became ready per queue number.
+
+        Raises:
+            _Mismatch: something is lost, and only settling one by one tells what.
+        """
+        me = self.number
+        held = self._held
+        lost = []
+        acked: list[Held] = []
+        released: list[tuple[Held, Settlement]] = []
+        seen = set()
+        for s in settlements:
+            entry = held.get(s.receipt)
+            if entry is None or s.receipt in seen:
+                lost.append(Lost(s.receipt, "not held: it was settled before, or the lease ended"))
+                continue
+            seen.add(s.receipt)
+            if one_by_one and not self._holds(connection, entry.seq):
+                lost.append(Lost(s.receipt, "the lease ended and the message was given back"))
+            elif s.kind == RELEASE:
+                released.append((entry, s))
+            else:
+                acked.append(entry)
+        ready: dict[int, int] = {}
+        if acked:
+            self._ack(connection, [entry.seq for entry in acked])
+            for entry in acked:
+                if entry.group is not None and tables.leave(connection, entry.queue, entry.group, entry.seq):
+                    ready[entry.queue] = ready.get(entry.queue, 0) + 1
+        if released:
+            now = self._transport.clock.now()
+            back = [(0 if s.counted else 1, me, e.seq) for e, s in released if s.delay <= 0]
+            later = [(now + s.delay, 0 if s.counted else 1, me, e.seq) for e, s in released if s.delay > 0]
+            if back and connection.executemany(_RETURN, back).rowcount != len(back):
+                raise _Mismatch
+            if later and connection.executemany(_DELAY, later).rowcount != len(later):
+                raise _Mismatch
+            connection.executemany(_DROP, [(me, e.seq) for e, _ in released])
+            for entry, _ in released:
+                ready[entry.queue] = ready.get(entry.queue, 0) + 1
+        return lost, ready
+
+    def _ack(self, connection: sqlite3.Connection, seqs: list[int]) -> None:
+        """Delete held messages. Raises: _Mismatch: not all are held."""
+        first, last, n = min(seqs), max(seqs), len(seqs)
+        if last - first == n - 1:  # the usual case: all of a stretch, as they were sent and fetched together
+            dropped = connection.execute(
+                "DELETE FROM taskq_held WHERE consumer = ? AND seq BETWEEN ? AND ?", (self.number, first, last)
+            ).rowcount
+            if dropped == n:
+                connection.execute("DELETE FROM taskq_message WHERE seq BETWEEN ? AND ?", (first, last))
+                return
+            raise _Mismatch
+        if connection.executemany(_DROP, [(self.number, seq) for seq in seqs]).rowcount != n:
+            raise _Mismatch
+        connection.executemany(_DROP_MESSAGE, [(seq,) for seq in seqs])
+
+    def _holds(self, connection: sqlite3.Connection, seq: int) -> bool:
+        row = connection.execute(
+            "SELECT 1 FROM taskq_held WHERE consumer = ? AND seq = ?", (self.number, seq)
+        ).fetchone()
+        return row is not None
+
+    def _forget(self, receipts: Sequence[Any]) -> None:
+        size = 0
+        pop = self._held.pop
+        for receipt in receipts:
+            entry = pop(receipt, None)
+            if entry is not None:
+                size += entry.size
+        with self._bytes_lock:
+            self._held_bytes -= size
+
+    def _take_losses(self) -> list[Lost]:
+        losses, self._losses = self._losses, []
+        return losses
+
+    @transport_errors
+    def flush(self, timeout: float) -> Sequence[Lost]:
+        self._check()
+        return self._take_losses()
+
+    @transport_errors
+    def extend(self, receipts: Sequence[Receipt] | None = None) -> Sequence[Lost]:
+        self._check()
+        until, until_wall = self._transport.leases.end(self._transport.lease_s)
+        lost = False
+        with self._transport.moving as connection:
+            renewed = connection.execute(
+                "UPDATE taskq_consumer SET until = ?, until_wall = ? WHERE number = ?", (until, until_wall, self.number)
+            ).rowcount
+            if not renewed:
+                self._lose_all(connection)
+                lost = True
+        if lost:
+            self._database.bells.announce()
+        return self._take_losses()
+
+    def _lose_all(self, connection: sqlite3.Connection) -> None:
+        """Somebody took this consumer for dead: what it held is lost, and it goes on under a new number."""
+        held = list(self._held)
+        self._losses.extend(Lost(receipt, "the lease ended and the message was given back") for receipt in held)
+        self._forget(held)
+        if held:
+            log.warning(
+                "the lease on %d messages of %s ended: nobody renewed it in time", len(held), self._database.path
+            )
+        self._register(connection)
+
+    def fuse(self, store: ResultStore) -> Committer | None:
+        if isinstance(store, SqliteResults) and store.results_database is self._database:
+            return SqliteCommitter(self, store)
+        return None
+
+    # --------------------------------------------------------------------------------------------------- anywhere
+
+    def wake(self) -> None:
+        self._woken = True
+        self._nudge.ring()
+
+    def close(self) -> None:
+        if self._closed or self._pid != os.getpid():
+            return
+        self._closed = True
+        try:
+            with self._transport.moving as connection:
+                counts = tables.give_back(connection, self.number, counted=False)
+            self._set_waiting(False)
+            self._database.bells.announce()
+            # What this consumer was rung for, and has not looked at, is for the others as well.
+            waiting = {row[0] for row in self._database.read(_WAITING)}
+            self._transport.ringer.ring({**dict.fromkeys(waiting.intersection(self._names), 1), **counts})
+        except Trouble as trouble:
+            log.warning("closing a consumer of %s: %s; its lease gives back what it held", self._database.path, trouble)
+        finally:
+            self._held.clear()
+            if self._bell is not None:
+                self._database.bells.take_down(self._bell)
+            self._nudge.close()
+            self._transport.forget(self)
+
+    def _check(self) -> None:
+        if self._closed:
+            raise TransportClosed(
+                f"this consumer of {self._database.path} is closed; make a new one with Transport.consumer()"
+            )
+        if self._pid != os.getpid():
+            raise TransportClosed(
+                f"this consumer of {self._database.path} belongs to process {self._pid}; make a new one in process "
+                f"{os.getpid()} with Transport.consumer()"
+            )
+
+
+class SqliteCommitter:
+    """Stores outcomes, sends follow-ups and settles in one transaction."""
+
+    def __init__(self, consumer: SqliteConsumer, store: SqliteResults) -> None:
+        self._consumer = consumer
+        self._store = store
+
+    @transport_errors
+    def commit(self, commits: Sequence[Commit]) -> Sequence[Lost]:
+        consumer = self._consumer
+        consumer._check()
+        records = [c.record for c in commits if c.record is not None]
+        follow_ups: list[Outbound] = [o for c in commits for o in c.follow_ups]
+        if records:
+            self._store.check_records(records)
+        if follow_ups:
+            consumer._transport.check(follow_ups)
+        return consumer._end([c.settlement for c in commits], commits, bool(records or follow_ups))

@@ -1,0 +1,370 @@
+"""The SQLite transport: everything that is not a consumer's."""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+import time
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from taskq.errors import NotSupported, PayloadTooLarge, QueueMissing
+from taskq.message import Outbound, Peeked, QueueFacts, QueueSpec, QueueStats, SendFailure
+from taskq.spi import Capabilities, Ordering
+from taskq_lib_sqlite import Database, Kind, Trouble, close_database, file_for, open_database, transport_errors
+from taskq_transport_sqlite import tables
+from taskq_transport_sqlite.consumer import SqliteConsumer
+from taskq_transport_sqlite.leases import CONSUMERS, LeaseClock, reap
+from taskq_transport_sqlite.options import LEASE_DEFAULT_S, MAX_PAYLOAD_BYTES, SqliteOptions, capabilities
+from taskq_transport_sqlite.ringing import Ringer
+
+if TYPE_CHECKING:
+    from taskq.spi import DeclareMode, TransportConfig
+
+_SEND_AT_ONCE = 10_000  # messages per transaction: others must be able to write between two
+_PURGE_AT_ONCE = 5_000
+
+
+class SqliteTransport:
+    """Queues in one SQLite file."""
+
+    def __init__(self, config: TransportConfig) -> None:
+        self.options = config.options if isinstance(config.options, SqliteOptions) else SqliteOptions()
+        self.path = file_for(config.urls, config.app)
+        self.clock = config.clock
+        self.leases = LeaseClock(config.clock)
+        self.lease_s = config.lease_s if config.lease_s is not None else LEASE_DEFAULT_S
+        self._capabilities = capabilities(self.options)
+        self._plain = msgspec.structs.replace(self._capabilities, ordering=Ordering.QUEUE)
+        self._database: Database | None = None
+        self._consumers: dict[SqliteConsumer, None] = {}
+
+    @property
+    def capabilities(self) -> Capabilities:
+        return self._capabilities
+
+    @property
+    def database(self) -> Database:
+        """The open file. Raises: Trouble: not open."""
+        if self._database is None:
+            raise Trouble(Kind.CLOSED, f"the transport of {self.path} was used before open() or after close()")
+        return self._database
+
+    @transport_errors
+    def open(self) -> None:
+        if self._database is not None:
+            return
+        database = open_database(self.path)
+        options = self.options
+        patience = options.busy_timeout
+        durable = options.synchronous == "FULL"
+        self._sending = database.transaction(durable=durable, patience=patience, max_size=options.max_size)
+        # A claim or an acknowledgement that a power loss undoes is a redelivery: not worth waiting for the disk.
+        self.moving = database.transaction(durable=False, patience=patience)
+        self.committing = database.transaction(durable=durable, patience=patience)
+        self.ringer = Ringer(database, enabled=options.wake_up == "bell")
+        self._database = database
+
+    def close(self, *, timeout: float = 5.0) -> None:
+        database = self._database
+        if database is None:
+            return
+        for consumer in list(self._consumers):
+            consumer.close()
+        self._database = None
+        close_database(database)
+
+    # --------------------------------------------------------------------------------------------------- queues
+
+    @transport_errors
+    def declare(self, queues: Sequence[QueueSpec], *, mode: DeclareMode = "create") -> Mapping[str, QueueFacts]:
+        database = self.database
+        for spec in queues:
+            if spec.options:
+                raise NotSupported(
+                    f"queue {spec.name}: sqlite has no queue options, got {', '.join(sorted(spec.options))}"
+                )
+        known = {name: bool(ordered) for name, ordered in database.read("SELECT name, ordered FROM taskq_queue")}
+        if mode == "verify" and (missing := [q.name for q in queues if q.name not in known]):
+            raise QueueMissing(
+                f"{self.path} has no queue {', '.join(missing)}; declare with mode='create', or send a message to make it"
+            )
+        created = set()
+        if mode == "create" and any(q.name not in known or (q.ordered and not known[q.name]) for q in queues):
+            with self.committing as connection:
+                for spec in queues:
+                    if spec.name not in known:
+                        connection.execute("INSERT OR IGNORE INTO taskq_queue (name) VALUES (?)", (spec.name,))
+                        created.add(spec.name)
+                    if spec.ordered and not known.get(spec.name):
+                        self._make_ordered(connection, spec.name)
+                    known[spec.name] = spec.ordered or known.get(spec.name, False)
+        elif mode != "none" and (plain := [q.name for q in queues if q.ordered and not known[q.name]]):
+            raise NotSupported(f"{self.path}: queue {', '.join(plain)} is not ordered; declare it with mode='create'")
+        return {
+            q.name: QueueFacts(
+                created=q.name in created,
+                capabilities=self._capabilities if known.get(q.name, q.ordered) else self._plain,
+            )
+            for q in queues
+        }
+
+    def _make_ordered(self, connection: sqlite3.Connection, name: str) -> None:
+        number = tables.find_queue(connection, name)
+        for table in ("ready", "delayed", "held"):
+            if connection.execute(f"SELECT 1 FROM taskq_{table} WHERE queue = ? LIMIT 1", (number,)).fetchone():  # noqa: S608
+                raise NotSupported(
+                    f"{self.path}: queue {name} holds messages and is not ordered; empty it to make it so"
+                )
+        connection.execute("UPDATE taskq_queue SET ordered = 1 WHERE number = ?", (number,))
+
+    # ------------------------------------------------------------------------------------------------------ send
+
+    @transport_errors
+    def send(self, batch: Sequence[Outbound]) -> Sequence[SendFailure]:
+        self.check(batch)
+        if len(batch) <= _SEND_AT_ONCE:
+            self._send(batch)
+            return ()
+        for start in range(0, len(batch), _SEND_AT_ONCE):
+            try:
+                self._send(batch[start : start + _SEND_AT_ONCE])
+            except Trouble as trouble:
+                if start == 0:
+                    raise
+                error = trouble.typed(store=False)
+                return [SendFailure(i, str(error), retryable=error.retryable) for i in range(start, len(batch))]
+        return ()
+
+    def _send(self, batch: Sequence[Outbound]) -> None:
+        if not batch:
+            return
+        fresh: dict[str, int] = {}
+        with self._sending as connection:
+            counts = self.insert(connection, batch, fresh)
+        if fresh:
+            self.database.queues.update(fresh)
+        self.ringer.ring(counts)
+
+    def insert(
+        self, connection: sqlite3.Connection, batch: Sequence[Outbound], fresh: dict[str, int]
+    ) -> Mapping[int, int]:
+        """Write messages inside a transaction of this process; return how many per queue number.
+
+        ``fresh`` takes the numbers of queues seen for the first time, to be remembered once the transaction is committed.
+        """
+        known = self.database.queues
+
+        def number_of(name: str) -> int:
+            if name not in known and name not in fresh:
+                fresh[name] = tables.find_queue(connection, name)
+            return fresh[name] if name in fresh else known[name]
+
+        return tables.insert(connection, batch, self.clock.now(), number_of)
+
+    def check(self, batch: Sequence[Outbound]) -> None:
+        """Refuse what cannot be sent, before anything is. Raises: NotSupported, PayloadTooLarge."""
+        for o in batch:
+            if len(o.payload) > MAX_PAYLOAD_BYTES:
+                raise PayloadTooLarge(
+                    f"message {o.id} has {len(o.payload)} bytes, sqlite takes {MAX_PAYLOAD_BYTES}; store the data elsewhere "
+                    "and send where it is"
+                )
+            if o.priority not in _PRIORITIES:
+                raise NotSupported(f"message {o.id} has priority {o.priority!r}; priorities are 0 to 9")
+            if o.routing_key is not None:
+                raise NotSupported(
+                    f"message {o.id} has the routing key {o.routing_key!r}; sqlite delivers by queue name only"
+                )
+
+    @transport_errors
+    def send_in(self, connection: Any, batch: Sequence[Outbound]) -> None:
+        database = self.database
+        if not isinstance(connection, sqlite3.Connection):
+            raise NotSupported(
+                f"send_in needs an sqlite3.Connection to {self.path}, got {type(connection).__module__}."
+                f"{type(connection).__qualname__}"
+            )
+        self.check(batch)
+        if not batch:
+            return
+        schema = _schema_of(connection, database.path)
+        if not connection.in_transaction and _commits_by_itself(connection):
+            raise NotSupported(
+                f"the connection to {self.path} commits every statement by itself: execute BEGIN first, or leave "
+                "isolation_level at its default, so that the messages go with your own changes"
+            )
+        try:
+            tables.insert(
+                connection, batch, self.clock.now(), lambda name: tables.find_queue(connection, name, schema), schema
+            )
+        except sqlite3.Error as exc:
+            from taskq_lib_sqlite.trouble import explain
+
+            raise explain(exc, database.path) from exc
+
+    # -------------------------------------------------------------------------------------------------- consumers
+
+    @transport_errors
+    def consumer(self) -> SqliteConsumer:
+        consumer = SqliteConsumer(self, self.database)
+        self._consumers[consumer] = None
+        return consumer
+
+    def forget(self, consumer: SqliteConsumer) -> None:
+        """Drop a closed consumer."""
+        self._consumers.pop(consumer, None)
+
+    # -------------------------------------------------------------------------------------------------- abilities
+
+    @transport_errors
+    def stats(self, queues: Sequence[str]) -> Mapping[str, QueueStats]:
+        read = self.database.read
+        now = self.clock.now()
+        numbers = {name: n for n, name in read("SELECT number, name FROM taskq_queue") if name in set(queues)}
+        held = dict(read("SELECT queue, count(*) FROM taskq_held GROUP BY queue"))
+        delayed = dict(read("SELECT queue, count(*) FROM taskq_delayed WHERE due > ? GROUP BY queue", (now,)))
+        due = dict(read("SELECT queue, count(*) FROM taskq_delayed WHERE due <= ? GROUP BY queue", (now,)))
+        found = {}
+        for name, n in numbers.items():
+            ((ready, behind, sent),) = read(
+                "SELECT (SELECT count(*) FROM taskq_ready WHERE queue = ?1), (SELECT count(*) FROM taskq_behind "
+                "WHERE queue = ?1), (SELECT sent FROM taskq_message WHERE seq = (SELECT min(seq) FROM ("
+                + " UNION ALL ".join(f"SELECT min(seq) AS seq FROM taskq_ready WHERE queue = ?1 AND rank = {rank}"  # noqa: S608
+                                     for rank in range(10)) + ")))",
+                (n,),
+            )  # fmt: skip
+            age = max(0.0, now - sent) if isinstance(sent, int | float) else None
+            found[name] = QueueStats(ready + behind + due.get(n, 0), held.get(n, 0), delayed.get(n, 0), age)
+        return {name: found[name] for name in queues if name in found}
+
+    @transport_errors
+    def purge(self, queues: Sequence[str]) -> Mapping[str, int]:
+        database = self.database
+        removed = {}
+        up_to = database.read("SELECT max(seq) FROM taskq_message")[0][0] or 0
+        for name in queues:
+            row = database.read("SELECT number FROM taskq_queue WHERE name = ?", (name,))
+            if not row:
+                continue
+            removed[name] = 0
+            while True:
+                with self.committing as connection:
+                    n = tables.purge(connection, row[0][0], up_to, _PURGE_AT_ONCE)
+                removed[name] += n
+                if n < _PURGE_AT_ONCE:
+                    break
+        return removed
+
+    @transport_errors
+    def peek(self, queue: str, *, limit: int = 100, after: str | None = None) -> Sequence[Peeked]:
+        read = self.database.read
+        row = read("SELECT number FROM taskq_queue WHERE name = ?", (queue,))
+        if not row:
+            return []
+        now = self.clock.now()
+        start: tuple[float, ...] = (-1, 0, 0)
+        if after is not None:
+            try:
+                stage, major, minor = after.split(".", 2)
+                start = (int(stage), float.fromhex(major.replace("_", ".")), int(minor))
+            except ValueError:
+                raise NotSupported(f"{after!r} is not a cursor of a listing of sqlite messages") from None
+        listed: list[Peeked] = []
+        for stage_number, (select, in_flight) in enumerate(_PEEK):
+            if start[0] > stage_number or len(listed) >= limit:
+                continue
+            key = start[1:] if start[0] == stage_number else (float("-inf"), 0)
+            for major_, seq, rank, deliveries, sent, i, payload in read(select, (row[0][0], *key, limit - len(listed))):
+                delay = max(0.0, major_ - now) if stage_number == _DELAYED_STAGE else 0.0
+                cursor = f"{stage_number}.{float(major_).hex().replace('.', '_')}.{seq}"
+                age = max(0.0, now - sent) if isinstance(sent, int | float) else None
+                listed.append(
+                    Peeked(cursor, payload_bytes(payload), queue, i or "", 9 - rank, delay, deliveries, age, in_flight)
+                )
+        return listed
+
+    @transport_errors
+    def maintain(self, budget_s: float) -> float:
+        database = self.database
+        end = time.monotonic() + budget_s
+        database.check_file()
+        self.look_after()
+        database.bells.sweep()
+        while True:
+            due = database.read("SELECT min(due) FROM taskq_delayed")[0][0]
+            if due is None or due > self.clock.now() or time.monotonic() >= end:
+                break
+            with self.moving as connection:
+                counts = tables.promote(connection, self.clock.now())
+            self.ringer.ring(counts)
+        pause = self.lease_s / 4
+        if due is not None:
+            pause = min(pause, due - self.clock.now())
+        return min(max(pause, 0.0), 5.0)
+
+    def look_after(self) -> None:
+        """Give back what dead consumers held, where there is one. Cheap: it only reads while all live.
+
+        Raises:
+            Trouble: the file cannot be used.
+        """
+        database = self.database
+        left = self.leases.left
+        for _, boot, until, until_wall, bell in database.read(CONSUMERS):
+            if left(boot, until, until_wall) <= 0 or database.bells.is_dead(bell):
+                break
+        else:
+            orphans = "SELECT 1 FROM taskq_held WHERE consumer NOT IN (SELECT number FROM taskq_consumer) LIMIT 1"
+            if not database.read(orphans):
+                return
+        with self.moving as connection:
+            counts = reap(connection, self.leases, database.bells)
+        database.bells.announce()
+        self.ringer.ring(counts)
+
+
+_PRIORITIES = frozenset(range(10))
+_DELAYED_STAGE = 3
+_COLUMNS = "t.seq, t.rank, t.deliveries, m.sent, m.id, m.payload"
+_PEEK: Sequence[tuple[str, bool]] = (
+    (f"SELECT t.consumer, {_COLUMNS} FROM taskq_held t LEFT JOIN taskq_message m ON m.seq = t.seq "  # noqa: S608
+     "WHERE t.queue = ? AND (t.consumer, t.seq) > (?, ?) ORDER BY t.consumer, t.seq LIMIT ?", True),
+    (f"SELECT t.rank, {_COLUMNS} FROM taskq_ready t LEFT JOIN taskq_message m ON m.seq = t.seq "  # noqa: S608
+     "WHERE t.queue = ? AND (t.rank, t.seq) > (?, ?) ORDER BY t.rank, t.seq LIMIT ?", False),
+    (f"SELECT 0, {_COLUMNS} FROM taskq_behind t LEFT JOIN taskq_message m ON m.seq = t.seq "  # noqa: S608
+     "WHERE t.queue = ? AND (0, t.seq) > (?, ?) ORDER BY t.seq LIMIT ?", False),
+    (f"SELECT t.due, {_COLUMNS} FROM taskq_delayed t LEFT JOIN taskq_message m ON m.seq = t.seq "  # noqa: S608
+     "WHERE t.queue = ? AND (t.due, t.seq) > (?, ?) ORDER BY t.due, t.seq LIMIT ?", False),
+)  # fmt: skip
+
+
+def payload_bytes(payload: Any) -> bytes:
+    """Return a payload column as bytes, whatever stands in it: a damaged message is the kernel's to dead-letter."""
+    if isinstance(payload, bytes):
+        return payload
+    if isinstance(payload, str):
+        return payload.encode("utf-8", "surrogateescape")
+    return b"" if payload is None else str(payload).encode()
+
+
+def _schema_of(connection: sqlite3.Connection, path: str) -> str:
+    for _, name, file in connection.execute("PRAGMA database_list").fetchall():
+        try:
+            if file and os.path.samefile(file, path):
+                return f'"{name}".'
+        except OSError:
+            continue
+    files = [str(row[2]) or "memory" for row in connection.execute("PRAGMA database_list").fetchall()]
+    raise NotSupported(
+        f"send_in needs a connection to the broker's own file {path}, this one has {', '.join(files)} open: name the same "
+        "file in the broker's URL, or ATTACH it"
+    )
+
+
+def _commits_by_itself(connection: sqlite3.Connection) -> bool:
+    if getattr(connection, "autocommit", -1) in (True, False):  # Python 3.12
+        return bool(getattr(connection, "autocommit", False))
+    return connection.isolation_level is None
