@@ -14,23 +14,19 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections.abc import Iterator
-from pathlib import Path
-from typing import ClassVar
+from collections import deque
 
 import pytest
 
-from taskq.errors import ConfigError
-from taskq.message import DONE, Job
-from taskq.spi import PoolSpec, Support, SupportsInline
-from taskq.testing.base import Suite, eventually, select
-from taskq.testing.pool_rig import PoolBench, PoolRig
+from taskq.errors import TaskInterrupted
+from taskq.message import RELEASED, Job
+from taskq.spi import Support
+from taskq.testing.base import eventually, within
 
+pytest.register_assert_rewrite("taskq.testing.pool_rig", "taskq.testing.pools_running")
 
-def _handing_off(rig: PoolRig) -> PoolRig:
-    if rig.spec.capabilities.inline:
-        pytest.skip("an inline pool takes no jobs by submit")
-    return rig
+from taskq.testing.pool_rig import PoolRig  # noqa: E402  after the line above, so that its asserts explain themselves
+from taskq.testing.pools_running import RunningTests, handing_off  # noqa: E402
 
 
 def _inline(rig: PoolRig) -> PoolRig:
@@ -39,259 +35,370 @@ def _inline(rig: PoolRig) -> PoolRig:
     return rig
 
 
-def _own_children() -> set[str]:
-    """Return the process ids of this process's children, where the system tells."""
-    found = set()
-    for task in Path("/proc/self/task").glob("*/children"):
+class PoolSuite(RunningTests):
+    """All tests of a pool; subclass it, name the pool, and set ``options`` where it needs some."""
+
+    # ------------------------------------------------------------------------------------------ taking back
+
+    def test_take_back_gives_the_last_unstarted_jobs(self, rig: PoolRig) -> None:
+        """Check that ``take_back`` gives at most what was asked, the last accepted first, frees their places, and that
+        these jobs neither run nor are reported.
+        """
+        bench = handing_off(rig).start(1)
+        bench.feed(bench.jobs(300))  # so that it queues several
+        slow = bench.job("wait", "gate")
+        bench.accept(slow)
+        bench.until_running(slow)
+        queued = bench.jobs(10)
+        queued = queued[: bench.submit(queued)]
+        if len(queued) < 3:
+            pytest.skip(f"the pool queues {len(queued)} short jobs behind a running one")
+        free = bench.pool.free()
+        taken = list(bench.pool.take_back(2))
+        assert taken == [queued[-1].key, queued[-2].key]
+        assert bench.pool.free() == free + 2
+        assert not bench.pool.take_back(0)
+        rest = list(bench.pool.take_back(1000))
+        assert rest == [job.key for job in reversed(queued[:-2])], "of unstarted jobs, take_back gives all it may"
+        assert bench.pool.free() == 0
+        bench.open("gate")
+        bench.wait_for(slow)
+        after = bench.jobs(5)
+        bench.feed(after)
+        assert not bench.ran().keys() & {job.key for job in queued}, "jobs ran that were taken back"
+        assert not set(bench.sink.reported()) & {job.key for job in queued}, "jobs were reported that were taken back"
+
+    def test_take_back_never_takes_what_runs(self, rig: PoolRig) -> None:
+        """Check that every job is either taken back or run, never both and never neither, while threads take back as
+        fast as jobs are submitted.
+        """
+        bench = handing_off(rig).start()
+        given: list[Job] = []
+        taken: list[int] = []
+        over = threading.Event()
+
+        def take() -> None:
+            while not over.is_set():
+                taken.extend(bench.pool.take_back(3))
+
+        thief = threading.Thread(target=take, name="kit: thief", daemon=True)
+        thief.start()
         try:
-            found.update(task.read_text().split())
-        except FileNotFoundError:
-            pass
-    return found
-
-
-class PoolSuite(Suite):
-    """The tests; subclass it, name the pool, and set ``options`` where it needs some."""
-
-    name: ClassVar[str]
-    """The pool's name, as its entry point is named."""
-    concurrency: ClassVar[int] = 4
-    """Slots in the tests; at least 2 unless the pool takes only one."""
-    asynchronous: ClassVar[bool] = False
-    """Whether the kit's tasks are ``async def``: for pools that run those best."""
-
-    def load_spec(self) -> PoolSpec:
-        spec: PoolSpec = select("pool", self.name)
-        return spec
-
-    @pytest.fixture
-    def rig(self, tmp_path: Path) -> Iterator[PoolRig]:
-        rig = PoolRig(self, tmp_path)
-        yield rig
-        rig.close()
-
-    # ------------------------------------------------------------------------------------------ spec, start, stop
-
-    def test_capabilities_fit_together(self, rig: PoolRig) -> None:
-        """Check each capability against the others and against the pool's methods."""
-        caps = rig.spec.capabilities
-        pool = rig.make()
-        assert rig.spec.name == self.name, f"the hook answered {rig.spec.name!r} when asked for {self.name!r}"
-        assert caps.inline == isinstance(pool, SupportsInline), "inline is declared exactly by pools that have run()"
-        assert not caps.inline or caps.max_concurrency == 1, "an inline pool runs one job at a time: max_concurrency=1"
-        assert not (caps.inline and caps.isolation), "an inline pool cannot outlive a crash of its own process"
-        assert caps.sync_tasks or caps.async_tasks is not Support.NO, "the pool declares that it runs no task at all"
-
-    @pytest.mark.parametrize("concurrency", [0, -1])
-    def test_a_pool_without_slots_is_refused(self, rig: PoolRig, concurrency: int) -> None:
-        """Check that the factory raises a ConfigError for a concurrency below 1."""
-        with pytest.raises(ConfigError):
-            rig.make(concurrency)
-
-    def test_more_slots_than_declared_are_refused(self, rig: PoolRig) -> None:
-        """Check that the factory raises a ConfigError (NotSupported) for a concurrency above ``max_concurrency``."""
-        most = rig.spec.capabilities.max_concurrency
-        if most is None:
-            pytest.skip("no max_concurrency")
-        with pytest.raises(ConfigError, match=str(most + 1)):
-            rig.make(most + 1)
-
-    def test_stopping_twice_or_unstarted_does_no_harm(self, rig: PoolRig) -> None:
-        """Check that ``stop`` works on a pool that was not started, and that a second ``stop`` changes nothing."""
-        assert not rig.make().stop(time.monotonic())
-        bench = rig.start()
-        assert not bench.stop()
-        assert not bench.stop()
-
-    def test_nothing_is_taken_after_stop(self, rig: PoolRig) -> None:
-        """Check that a stopped pool accepts nothing, has no free slot, and still answers every call."""
-        bench = rig.start()
-        bench.stop()
-        pool = bench.pool
-        assert bench.submit(bench.jobs(2)) == 0, "a stopped pool accepted jobs"
-        assert pool.free() <= 0, "a stopped pool says that it has free slots"
-        assert not pool.take_back(5)
-        assert not pool.cancel([1, 2])
-        pool.resize(2)
-        assert not bench.ran()
-
-    def test_nothing_is_left_behind(self, rig: PoolRig) -> None:
-        """Check that ``stop`` ends and joins every thread and process of the pool, and closes its pipes."""
-
-        def left() -> tuple[set[threading.Thread], set[str], int]:
-            threads = {thread for thread in threading.enumerate() if not thread.name.startswith("kit: ")}
-            files = len(os.listdir("/proc/self/fd")) if os.path.isdir("/proc/self/fd") else 0
-            return threads, _own_children(), files
-
-        first = rig.start()  # a pool may start a helper that lives as long as the process (a fork server): not a leak
-        first.feed(first.jobs(4))
-        first.stop()
-        threads, children, files = left()
-        for _ in range(3):
-            bench = rig.start()
-            bench.feed(bench.jobs(20))
-            bench.stop()
-
-        def clean() -> bool:
-            now = left()
-            return now[0] <= threads and now[1] <= children and now[2] <= files
-
-        eventually(self.patience_s, "threads, child processes and open files are as few as before", clean)
-
-    def test_start_hooks_are_for_other_processes(self, rig: PoolRig) -> None:
-        """Check that ``runtime.start()`` and ``stop()`` run once in each child process and never in the worker's own."""
-        bench = rig.start()
-        bench.feed(bench.jobs(8))
-        processes = {process for process, _ in bench.where().values()}
-        bench.stop()
-        for hook in ("start", "stop"):
-            calls = bench.runtime.lines(hook)
-            assert str(os.getpid()) not in calls, f"the pool called runtime.{hook}() in the worker's process"
-            assert len(calls) == len(set(calls)), f"runtime.{hook}() ran more than once in a child process"
-        missing = {str(process) for process in processes - {os.getpid()}} - set(bench.runtime.lines("start"))
-        assert not missing, "a child process ran jobs without runtime.start() before"
-
-    # ------------------------------------------------------------------------------------------ running
-
-    def test_every_job_runs_and_ends_once(self, rig: PoolRig) -> None:
-        """Check that no job is dropped, run twice, reported twice, or reported with another job's outcome."""
-        bench = rig.start()
-        jobs = bench.jobs(300)
-        bench.feed(jobs)
-        bench.check_once(jobs)
-        assert bench.ran().keys() == {job.key for job in jobs}, "jobs were reported that never ran"
-        for job in jobs:
-            outcome = bench.outcome(job)
-            assert (outcome.kind, outcome.state) == (DONE, "SUCCESS")
-            assert outcome.result == str(job.key).encode(), f"job {job.key} got the outcome of job {outcome.result!r}"
-
-    def test_jobs_start_in_the_order_given(self, rig: PoolRig) -> None:
-        """Check that one slot runs the jobs in the order in which ``submit`` got them."""
-        bench = rig.start(1)
-        jobs = bench.jobs(60)
-        bench.feed(jobs)
-        assert [int(line.split()[0]) for line in bench.runtime.lines("runs")] == [job.key for job in jobs]
-
-    def test_elapsed_is_the_time_of_the_run(self, rig: PoolRig) -> None:
-        """Check that ``Finished.elapsed`` is in seconds, per job, and without the time that a job waited."""
-        bench = rig.start(1)
-        slow = bench.job("sleep", 0.2)
-        quick = bench.jobs(20)
-        begin = time.monotonic()
-        bench.feed([slow, *quick])
-        total = time.monotonic() - begin
-        elapsed = {job.key: bench.sink.outcomes[job.key].elapsed for job in [slow, *quick]}
-        assert 0.19 <= elapsed[slow.key] <= total, f"a job of 0.2 s is said to have taken {elapsed[slow.key]:.3f} s"
-        assert all(seconds >= 0.0 for seconds in elapsed.values())
-        assert sum(elapsed.values()) <= total * 1.01, "the times of jobs that ran one after the other exceed their sum"
-
-    def test_a_runtime_that_raises_costs_one_job(self, rig: PoolRig) -> None:
-        """Check that an exception out of ``runtime.execute``, which may not be, ends that job only, as crashed."""
-        bench = rig.start()
-        bad = bench.jobs(3, "error")
-        good = bench.jobs(20)
-        bench.feed([*bad, *good, *bench.jobs(1)])
-        bench.check_once([*bad, *good, Job(max(bench.ran()), b"", "", "", 1)])
-        assert set(bench.sink.keys("crashed")) == {job.key for job in bad}
-        assert all("ValueError" in reason for reason in bench.sink.reasons), "the reason does not say what was raised"
-        assert not set(bench.sink.keys("finished")) & {job.key for job in bad}
-
-    def test_asynchronous_tasks_run(self, rig: PoolRig) -> None:
-        """Check that ``async def`` tasks run to their end, if ``async_tasks`` is declared."""
-        if rig.spec.capabilities.async_tasks is Support.NO:
-            pytest.skip("async_tasks=NO")
-        bench = rig.start()
-        bench.runtime.__init__(bench.runtime.folder, asynchronous=True)  # type: ignore[misc]
-        other = PoolBench(rig, rig.make(), rig.concurrency, bench.runtime)
-        other.pool.start(bench.runtime, other.sink)
-        try:
-            jobs = other.jobs(10, "sleep", 0.01)
-            other.feed(jobs)
-            other.check_once(jobs)
+            for _ in range(150):
+                batch = bench.jobs(20)
+                given += batch[: bench.submit(batch)]
         finally:
-            other.close()
+            over.set()
+            thief.join(self.patience_s)
+        ran = [job for job in given if job.key not in set(taken)]
+        bench.wait_for(*ran)
+        bench.stop()
+        bench.check_once(given, gone=taken)
+        both = bench.ran().keys() & set(taken)
+        assert not both, f"jobs were taken back and ran: {sorted(both)[:10]}"
 
-    # ------------------------------------------------------------------------------------------ slots
+    def test_cancel_stops_unstarted_jobs(self, rig: PoolRig) -> None:
+        """Check that ``cancel`` gives unstarted jobs back through ``sink.returned``, returns their keys, ignores keys
+        that it does not know, and leaves the other jobs and their order alone.
+        """
+        bench = handing_off(rig).start(1)
+        bench.feed(bench.jobs(300))
+        slow = bench.job("wait", "gate")
+        bench.accept(slow)
+        bench.until_running(slow)
+        queued = bench.jobs(6)
+        queued = queued[: bench.submit(queued)]
+        if len(queued) < 3:
+            pytest.skip(f"the pool queues {len(queued)} short jobs behind a running one")
+        victims = [queued[1].key, queued[-1].key]
+        free = bench.pool.free()
+        assert sorted(bench.pool.cancel([*victims, 10**9])) == victims
+        assert bench.pool.free() == free + len(victims)
+        assert not bench.pool.cancel(victims), "a second cancel of the same jobs has nothing to act on"
+        bench.open("gate")
+        bench.wait_for(slow, *queued)
+        bench.check_once([slow, *queued])
+        assert sorted(bench.sink.reported("returned")) == victims
+        assert not bench.ran().keys() & set(victims), "cancelled jobs ran"
+        order = [int(line.split()[0]) for line in bench.runtime.lines("runs")]
+        kept = [job.key for job in queued if job.key not in victims]
+        assert [key for key in order if key in kept] == kept
 
-    def test_free_is_exact(self, rig: PoolRig) -> None:
-        """Check that ``free`` is the slots less the accepted jobs, at once after ``submit``, negative when it holds more."""
-        bench = _handing_off(rig).start()
-        slots = bench.concurrency
-        assert bench.pool.free() == slots
-        jobs = bench.jobs(slots, "wait", "gate")
-        for number, job in enumerate(jobs, 1):
-            bench.accept(job)
-            assert bench.pool.free() == slots - number
-        extra = bench.submit(bench.jobs(50))
-        assert bench.pool.free() == -extra
+    def test_cancel_of_running_jobs_is_as_declared(self, rig: PoolRig) -> None:
+        """Check that ``cancel(hard=True)`` ends a running job where ``cancel_running`` is declared, and that it runs on
+        and is not among the returned keys where not.
+        """
+        bench = handing_off(rig).start()
+        slow = bench.job("wait", "gate")
+        bench.accept(slow)
+        bench.until_running(slow)
+        acted = list(bench.pool.cancel([slow.key], hard=True))
+        if rig.spec.capabilities.cancel_running is Support.NO:
+            assert not acted, "cancel says that it acted on a running job, which the capabilities exclude"
+            time.sleep(self.quiet_s)
+            assert slow.key not in bench.sink.reported()
+            bench.open("gate")
+        else:
+            assert acted == [slow.key]
+        bench.wait_for(slow)
+        after = bench.jobs(10)
+        bench.feed(after)
+        bench.check_once([slow, *after])
+
+    # ------------------------------------------------------------------------------------------ resizing
+
+    def test_resize_up(self, rig: PoolRig) -> None:
+        """Check that after ``resize`` to more slots, as many jobs run at the same time, waiting ones at once."""
+        bench = self._resizable(rig).start(2)
+        jobs = bench.jobs(2, "wait", "gate")
+        bench.accept(*jobs)
+        bench.until_running(*jobs)
+        waiting = bench.jobs(1, "wait", "gate")
+        waiting = waiting[: bench.submit(waiting)]
+        assert bench.pool.resize(4) == 4
+        assert bench.pool.free() == 2 - len(waiting)
+        more = bench.jobs(bench.pool.free(), "wait", "gate")
+        bench.accept(*more)
+        bench.until_running(*waiting, *more)
+        assert bench.pool.free() == 0
+        bench.open("gate")
+        bench.wait_for(*jobs, *waiting, *more)
+        bench.check_once([*jobs, *waiting, *more])
+
+    def test_resize_down(self, rig: PoolRig) -> None:
+        """Check that after ``resize`` to fewer slots, running jobs end undisturbed, and then no more run at a time."""
+        bench = self._resizable(rig).start(4)
+        jobs = bench.jobs(4, "wait", "gate")
+        bench.accept(*jobs)
+        bench.until_running(*jobs)
+        assert bench.pool.resize(1) == 1
+        assert bench.pool.free() == -3
         bench.open("gate")
         bench.wait_for(*jobs)
-        eventually(self.patience_s, "all slots are free again", lambda: bench.pool.free() == slots)
+        eventually(self.patience_s, "one slot is free", lambda: bench.pool.free() == 1)
+        later = bench.jobs(4, "wait", "second gate")
+        later = later[: bench.submit(later)]
+        bench.until_running(later[0])
+        time.sleep(self.quiet_s)
+        assert len(bench.running(later)) == 1, "more jobs run at a time than the pool was resized to"
+        bench.open("second gate")
+        bench.wait_for(*later)
+        assert bench.pool.resize(3) == 3
+        last = bench.jobs(3, "wait", "third gate")
+        bench.accept(*last)
+        bench.until_running(*last)
+        bench.open("third gate")
+        bench.wait_for(*last)
+        bench.check_once([*jobs, *later, *last])
 
-    def test_a_slot_is_free_when_its_job_is_reported(self, rig: PoolRig) -> None:
-        """Check that ``free`` counts a job's slot as free by the time the sink hears ``finished``: the kernel asks then."""
-        bench = _handing_off(rig).start()
-        seen: list[int] = []
-        bench.sink.on_finished = lambda: seen.append(bench.pool.free())
-        for _ in range(20):
-            job = bench.job("noop")
-            bench.accept(job)
-            bench.wait_for(job)
-        assert seen == [bench.concurrency] * 20
+    def test_resize_while_jobs_run(self, rig: PoolRig) -> None:
+        """Check that no job is lost, run twice or left waiting while the number of slots changes all the time."""
+        bench = self._resizable(rig).start(2)
+        jobs = []
+        for size in [1, 5, 2, 1, 8, 3, 1, 2] * 3:
+            assert bench.pool.resize(size) == size
+            batch = bench.jobs(15)
+            bench.give(batch)
+            jobs += batch
+        bench.wait_for(*jobs)
+        bench.check_once(jobs)
+        eventually(self.patience_s, "both slots are free", lambda: bench.pool.free() == 2)
 
-    def test_submit_takes_a_prefix_and_does_not_wait(self, rig: PoolRig) -> None:
-        """Check that ``submit`` returns at once when all slots are taken, that what it accepts is bounded, and that the
-        jobs it accepted are the first of those given.
-        """
-        bench = _handing_off(rig).start()
-        running = bench.jobs(bench.concurrency, "wait", "gate")
-        bench.accept(*running)
-        bench.until_running(*running)
-        accepted: list[Job] = []
-        for _ in range(200):
-            batch = bench.jobs(100)
-            count = bench.submit(batch)
-            accepted += batch[:count]
-            if count < len(batch):
-                break
-        else:
-            pytest.fail("20,000 jobs accepted with all slots taken: the pool's own queue must be short")
-        assert not bench.ran().keys() & {job.key for job in accepted}, "jobs run, although every slot is taken"
-        bench.open("gate")
-        bench.wait_for(*running, *accepted)
-        bench.check_once([*running, *accepted])
-        assert bench.ran().keys() == {job.key for job in [*running, *accepted]}, "jobs beyond the accepted prefix ran"
+    def test_resize_that_is_not_declared_changes_nothing(self, rig: PoolRig) -> None:
+        """Check that a pool without ``resize`` returns the number of slots it keeps."""
+        if rig.spec.capabilities.resize:
+            pytest.skip("resize is declared")
+        bench = rig.start()
+        assert bench.pool.resize(bench.concurrency + 1) == bench.concurrency
+        assert bench.pool.free() == bench.concurrency
 
-    def test_all_slots_run_at_the_same_time_and_no_more(self, rig: PoolRig) -> None:
-        """Check that as many jobs run at once as there are slots, each on a thread or process of its own, and no more."""
-        bench = _handing_off(rig).start()
+    def _resizable(self, rig: PoolRig) -> PoolRig:
+        if not rig.spec.capabilities.resize:
+            pytest.skip("resize is not declared")
+        return handing_off(rig)
+
+    # ------------------------------------------------------------------------------------------ stopping
+
+    def test_stop_lets_running_jobs_end(self, rig: PoolRig) -> None:
+        """Check that ``stop`` waits for running jobs until the deadline, and has reported them when it returns."""
+        bench = handing_off(rig).start()
         jobs = bench.jobs(bench.concurrency, "wait", "gate")
         bench.accept(*jobs)
         bench.until_running(*jobs)
-        more = bench.jobs(20, "wait", "gate")
-        more = more[: bench.submit(more)]
-        time.sleep(self.quiet_s)
-        assert not bench.running(more), f"more than {bench.concurrency} jobs run at the same time"
-        bench.open("gate")
-        bench.wait_for(*jobs, *more)
-        bench.check_once([*jobs, *more])
+        opener = threading.Timer(self.quiet_s, bench.open, ["gate"])
+        opener.start()
+        unfinished = bench.stop()
+        opener.join()
+        assert not unfinished, "stop returned jobs that could end before the deadline"
+        assert set(bench.sink.reported("finished")) == {job.key for job in jobs}
+        bench.check_once(jobs)
 
-    def test_a_slow_job_holds_nothing_back(self, rig: PoolRig) -> None:
-        """Check that short jobs that stand behind long ones in a batch run on the free slots, whatever the pool has
-        learned of their length before; and that what a slot has finished is reported while its next job runs.
+    def test_stop_gives_up_at_the_deadline(self, rig: PoolRig) -> None:
+        """Check that ``stop`` returns soon after its deadline with the keys of the jobs that have not ended, that jobs
+        which did not start are returned or among them, and that nothing is reported later.
         """
-        bench = _handing_off(rig).start()
-        if bench.concurrency < 2:
-            pytest.skip("one slot")
-        bench.feed(bench.jobs(300))  # now the pool believes that jobs are short
-        for slow_count, position in ((1, 0), (bench.concurrency - 1, 0), (bench.concurrency - 1, 3)):
-            gate = f"gate-{slow_count}-{position}"
-            slow = bench.jobs(slow_count, "wait", gate)
-            short = bench.jobs(30)
-            batch = short[:position] + slow + short[position:]
-            bench.accept(*batch[: bench.submit(batch)] and ())
-            bench.feed_rest(batch)
-            bench.wait_for(*short)
-            assert not bench.sink.keys() or not {job.key for job in slow} & set(bench.sink.keys())
-            bench.open(gate)
-            bench.wait_for(*slow)
+        bench = handing_off(rig).start()
+        quick, slow = bench.jobs(20), bench.jobs(bench.concurrency, "wait", "gate")
+        bench.feed(quick)
+        bench.accept(*slow)
+        bench.until_running(*slow)
+        waiting = bench.jobs(10)
+        waiting = waiting[: bench.submit(waiting)]
+        unfinished = bench.stop(0.2)
+        assert {job.key for job in slow} <= set(unfinished) | set(bench.sink.reported("crashed"))
+        assert not bench.ran().keys() & {job.key for job in waiting}, "stop started jobs that were waiting"
+        reported = len(bench.sink.calls)
+        bench.check_once([*quick, *slow, *waiting], gone=unfinished)
+        bench.open("gate")
+        time.sleep(self.quiet_s)
+        assert len(bench.sink.calls) == reported, "jobs were reported after stop had returned"
+        assert sorted(bench.stop(0.0)) == sorted(unfinished), "a second stop gives another answer"
+
+    def test_an_interrupted_job_is_not_done(self, rig: PoolRig) -> None:
+        """Check that a job that TaskInterrupted ended is released (an outcome RELEASED) or unfinished, but not done."""
+        bench = handing_off(rig).start()
+        jobs = bench.jobs(2, "interrupted")
+        good = bench.jobs(5)
+        bench.give([*jobs, *good])
+        bench.wait_for(*good)
+        unfinished = bench.stop()
+        bench.check_once([*jobs, *good], gone=unfinished)
+        for key in set(bench.sink.reported("finished")) & {job.key for job in jobs}:
+            assert bench.sink.outcomes[key].outcome.kind == RELEASED
+
+    # ------------------------------------------------------------------------------------------ limits and crashes
+
+    def test_soft_limit(self, rig: PoolRig) -> None:
+        """Check that SoftTimeLimitExceeded is raised inside a task that runs past its soft limit, if that is declared,
+        and in no other task, neither a shorter one nor the next on the same slot.
+        """
+        if rig.spec.capabilities.soft_limit is Support.NO:
+            pytest.skip("soft_limit=NO")
+        bench = rig.start(1, limited=(0.3, None))
+        over = bench.job("until_limit", self.patience_s, task="kit.limited")
+        short = [bench.job("until_limit", 0.05, task="kit.limited") for _ in range(8)]
+        free = bench.job("until_limit", 0.5)
+        bench.feed([over, *short, free])
+        assert bench.outcome(over).state == "LIMIT", "a task ran past its soft limit"
+        for job in [*short, free]:
+            assert bench.outcome(job).state == "SUCCESS", "a soft limit struck a task that kept it, or has none"
+
+    def test_hard_limit(self, rig: PoolRig) -> None:
+        """Check that a task that runs past its hard limit is ended, if that is declared, and no other."""
+        if rig.spec.capabilities.hard_limit is Support.NO:
+            pytest.skip("hard_limit=NO")
+        bench = rig.start(limited=(None, 0.3))
+        over = bench.job("past_limits", 20.0, task="kit.limited")
+        others = [bench.job("sleep", 0.05, task="kit.limited"), bench.job("sleep", 0.6)]
+        bench.feed([over, *others, *bench.jobs(10)])
+        assert over.key in bench.sink.reported("crashed") or bench.outcome(over).state != "SUCCESS"
+        for job in others:
+            assert bench.outcome(job).state == "SUCCESS"
+
+    def test_a_crash_is_isolated(self, rig: PoolRig) -> None:
+        """Check that a job that kills its process is reported by ``crashed``, if isolation is declared, with the jobs
+        that only waited there apart, and that the pool goes on with as many slots.
+        """
+        if not rig.spec.capabilities.isolation:
+            pytest.skip("isolation is not declared")
+        bench = rig.start()
+        bad, good = bench.jobs(2, "exit"), bench.jobs(40)
+        bench.give([*good[:5], bad[0], *good[5:20], bad[1], *good[20:]])
+        bench.wait_for(*bad, *good)
+        bench.check_once([*bad, *good])
+        assert {job.key for job in bad} <= set(bench.sink.reported("crashed"))
+        ran = bench.ran().keys()
+        assert not ran & set(bench.sink.reported("unstarted")), "a job is said to have waited, but it ran"
+        assert not set(bench.sink.reported("crashed")) - ran, "a job is said to have run, but it only waited"
+        slots = bench.jobs(bench.concurrency, "wait", "gate")
+        eventually(self.patience_s, "all slots are free again", lambda: bench.pool.free() == bench.concurrency)
+        bench.accept(*slots)
+        bench.until_running(*slots)
+        bench.open("gate")
+        bench.wait_for(*slots)
+
+    # ------------------------------------------------------------------------------------------ inline pools
+
+    def test_inline_pools_hold_nothing(self, rig: PoolRig) -> None:
+        """Check that an inline pool accepts nothing by ``submit``, has nothing to take back, and one slot."""
+        bench = _inline(rig).start()
+        assert bench.submit(bench.jobs(3)) == 0
+        assert not bench.pool.take_back(3)
+        assert not bench.pool.cancel([1])
+        assert bench.pool.free() == 1
+
+    def test_inline_runs_on_the_callers_thread(self, rig: PoolRig) -> None:
+        """Check that ``run`` runs the jobs on the thread that calls it, in order, and returns their outcomes."""
+        bench = _inline(rig).start()
+        jobs = bench.jobs(10)
+        finished = bench.inline.run(deque(jobs), 60.0)
+        assert [f.key for f in finished] == [job.key for job in jobs]
+        assert set(bench.where().values()) == {(os.getpid(), threading.get_ident())}
+        assert bench.inline.run(deque(), 60.0) == []
+
+    def test_inline_returns_after_its_slice(self, rig: PoolRig) -> None:
+        """Check that ``run`` runs at least one job, and no further one after the time slice has passed."""
+        bench = _inline(rig).start()
+        queue = deque([*bench.jobs(2, "sleep", 0.05), *bench.jobs(3)])
+        assert len(bench.inline.run(queue, 0.0)) == 1
+        assert len(bench.inline.run(queue, 0.01)) == 1
+        assert len(queue) == 3
+        assert len(bench.inline.run(queue, 60.0)) == 3
+
+    def test_inline_shares_its_jobs_with_a_thief(self, rig: PoolRig) -> None:
+        """Check that another thread may take jobs from the right at any time: no error, no job lost or run twice."""
+        bench = _inline(rig).start()
+        for _ in range(30):
+            jobs = bench.jobs(20)
+            queue = deque(jobs)
+            stolen: list[int] = []
+
+            def steal(queue: deque[Job] = queue, stolen: list[int] = stolen) -> None:
+                try:
+                    while True:
+                        stolen.append(queue.pop().key)
+                        time.sleep(0)
+                except IndexError:
+                    pass
+
+            thief = threading.Thread(target=steal, name="kit: thief", daemon=True)
+            thief.start()
+            ran: list[int] = []
+            while queue:
+                ran += [finished.key for finished in bench.inline.run(queue, 60.0)]
+            thief.join(self.patience_s)
+            assert sorted(ran + stolen) == [job.key for job in jobs]
+
+    def test_inline_keeps_what_was_finished_before_an_interruption(self, rig: PoolRig) -> None:
+        """Check that TaskInterrupted leaves ``run``, that the outcomes reached before are in the pool's attribute
+        ``finished``, and that the jobs after the interrupted one are still in the deque.
+        """
+        bench = _inline(rig).start()
+        jobs = [*bench.jobs(3), bench.job("interrupted"), *bench.jobs(2)]
+        queue = deque(jobs)
+        with pytest.raises(TaskInterrupted):
+            bench.inline.run(queue, 60.0)
+        assert [f.key for f in bench.inline.finished] == [job.key for job in jobs[:3]]
+        assert list(queue) == jobs[4:]
+        assert len(bench.inline.run(queue, 60.0)) == 2
+        assert bench.inline.finished == []
+
+    def test_inline_is_busy_while_it_runs(self, rig: PoolRig) -> None:
+        """Check that ``free`` is 0 while a job runs and 1 afterwards, also after an interruption."""
+        bench = _inline(rig).start()
+        job = bench.job("wait", "gate")
+        seen: list[int] = []
+
+        def look() -> None:
+            bench.until_running(job)
+            seen.append(bench.pool.free())
+            bench.open("gate")
+
+        watcher = threading.Thread(target=look, name="kit: watcher", daemon=True)
+        watcher.start()
+        within(self.patience_s * 2, "run", lambda: bench.inline.run(deque([job]), 60.0))
+        watcher.join(self.patience_s)
+        assert seen == [0]
+        with pytest.raises(TaskInterrupted):
+            bench.inline.run(deque([bench.job("interrupted")]), 60.0)
+        assert bench.pool.free() == 1
