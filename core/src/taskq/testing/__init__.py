@@ -56,9 +56,9 @@ _WHERE = {
     "taskq_app": "app",
 }
 _WITH_ASSERTS = (
-    "base", "coordination", "faults", "formats", "packaging", "pools", "scheduling", "stores", "stores_faults",
-    "transport_rig", "transports", "transports_abilities", "transports_basic", "transports_faults", "transports_leases",
-    "transports_settling", "transports_stateful", "transports_threads",
+    "base", "coordination", "faults", "formats", "leaks", "packaging", "pools", "scheduling", "stores", "stores_basic",
+    "stores_faults", "transport_rig", "transports", "transports_abilities", "transports_basic", "transports_faults",
+    "transports_fused", "transports_leases", "transports_settling", "transports_stateful", "transports_threads",
 )  # fmt: skip
 
 if "pytest" in sys.modules:

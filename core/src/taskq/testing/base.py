@@ -46,17 +46,21 @@ class Suite:
         for name, reason in cls.skip_reasons.items():
             if name not in known or not reason.strip():
                 raise TypeError(f"{cls.__name__}.skip_reasons[{name!r}]: there is no such test, or it gives no reason")
-        for name, found in vars(cls).items():
-            if not any(name in vars(base) for base in cls.__mro__[1:] if base.__module__.startswith("taskq.testing.")):
+        kit = [base for base in cls.__mro__ if base.__module__.startswith("taskq.testing.")]
+        for base in cls.__mro__:
+            if base in kit or base is object:
                 continue
-            marks = getattr(found, "pytestmark", [])
-            if name.startswith("test_") and not any(m.name == "xfail" and m.kwargs.get("reason") for m in marks):
-                raise TypeError(
-                    f"{cls.__name__} overrides the kit's {name}: a plugin that cannot pass it says so, with "
-                    f"@pytest.mark.xfail(reason=…) on the override or in skip_reasons; other tests get other names"
-                )
-            if name in ("rig", "load_spec"):
-                raise TypeError(f"{cls.__name__} overrides the kit's {name}, which no plugin needs to")
+            for name, found in vars(base).items():
+                if name not in ("rig", "load_spec") and not name.startswith("test_"):
+                    continue
+                if not any(name in vars(suite) for suite in kit):
+                    continue
+                marks = getattr(found, "pytestmark", [])
+                if not any(mark.name == "xfail" and mark.kwargs.get("reason") for mark in marks):
+                    raise TypeError(
+                        f"{base.__name__} overrides the kit's {name}. A plugin that cannot pass a test says so, with "
+                        "@pytest.mark.xfail(reason=…) on the override or in skip_reasons; own tests get other names"
+                    )
 
     @pytest.fixture(autouse=True)
     def _documented_skips(self, request: pytest.FixtureRequest) -> None:
