@@ -12,6 +12,7 @@ from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Concatenate, Literal, ParamSpec, Protocol, TypeVar, overload
 
 from taskq._plugins import PluginManager
+from taskq._plugins.hints import SAME_SERVER_STORES
 from taskq.codec import Codec, CodecSettings
 from taskq.config import LoadedConfig, Settings, load
 from taskq.errors import ConfigError, TaskDefinitionError, UnknownTask
@@ -34,12 +35,6 @@ if TYPE_CHECKING:
 
 P = ParamSpec("P")
 R = TypeVar("R")
-
-STORE_ON_BROKER = frozenset({
-    "sqlite", "postgresql", "mysql", "sqlite+sqlalchemy", "redis", "rediss", "valkey", "redis+cluster",
-    "redis+sentinel", "mongodb", "couchdb", "django", "memory",
-})  # fmt: skip
-"""Broker schemes whose server also keeps results where result_store is not set; a fixed table, not what is installed."""
 
 _apps: weakref.WeakSet[TaskQ] = weakref.WeakSet()
 _shared: list[tuple[Callable[..., Any], dict[str, Any]]] = []
@@ -106,6 +101,7 @@ class TaskQ:
     def _reset(self) -> None:
         """Forget every opened component (a new application, or a forked child: nothing opened survives a fork)."""
         self._plugins: PluginManager | None = None
+        self._merged = False
         self._codec: Codec | None = None
         self._router: RouteTable | None = None
         self._middlewares: list[Middleware] | None = None
@@ -150,7 +146,11 @@ class TaskQ:
         self._cli = {**self._cli, **cli}
         if config_file is not None:
             self._load_options["config_file"] = config_file
+        self._plugins = None
+        self._merged = False
         self.config = load(self._code, cli=self._cli, **self._load_options)
+        for task in self._tasks.values():
+            self.plugins.task_declared(self, task)
 
     @property
     def broker_name(self) -> str:
@@ -159,17 +159,23 @@ class TaskQ:
 
     @property
     def plugins(self) -> PluginManager:
-        """The plugin system, under this application's settings."""
+        """The plugin system under this application's settings; making it scans nothing."""
         if self._plugins is None:
             with self._lock:
                 if self._plugins is None:
                     chosen = self.settings.plugins
-                    manager = PluginManager(blocked=chosen.blocked, only=chosen.only, choose=dict(chosen.choose))
-                    defaults = manager.config_defaults()
+                    self._plugins = PluginManager(blocked=chosen.blocked, only=chosen.only, choose=dict(chosen.choose))
+        return self._plugins
+
+    def _merge_defaults(self) -> None:
+        """Load the contributions and take their defaults into the configuration; once, before anything is used."""
+        if not self._merged:
+            with self._lock:
+                if not self._merged:
+                    self._merged = True
+                    defaults = self.plugins.config_defaults()
                     if defaults:
                         self.config = self.config.reloaded(plugin_defaults=dict(defaults))
-                    self._plugins = manager
-        return self._plugins
 
     # ---------------------------------------------------------------------------------------------------- tasks
 
@@ -219,8 +225,7 @@ class TaskQ:
                 f"two tasks are named {task.name!r} in application {self.name!r}; give one of them another name=…"
             )
         self._tasks[task.name] = task
-        if self._plugins is not None:
-            self._plugins.task_declared(self, task)
+        self.plugins.task_declared(self, task)
         self._runtime = None
         return task
 
@@ -336,10 +341,9 @@ class TaskQ:
         if self._middlewares is None:
             with self._lock:
                 if self._middlewares is None:
+                    self._merge_defaults()
                     self.tasks  # noqa: B018  binds the shared ones
                     plugins = self.plugins
-                    for task in self._tasks.values():
-                        plugins.task_declared(self, task)
                     self._router = RouteTable([*self._code_routes, *map(_route, self.settings.routes), *plugins.routes(self)])
                     self._middlewares = [*self._own_middlewares, *plugins.middlewares(self)]
 
@@ -370,6 +374,7 @@ class TaskQ:
     def codec(self) -> Codec:
         """Serializers and compressors."""
         if self._codec is None:
+            self._merge_defaults()
             with self._lock:
                 if self._codec is None:
                     s = self.settings
@@ -389,6 +394,7 @@ class TaskQ:
         Raises:
             PluginError: not installed, broken or blocked. ConfigError: an option of it.
         """
+        self._merge_defaults()
         spec = self.plugins.select(kind, name)
         options = self.config.plugin_options(kind, name, spec.options)
         return self.plugins.create(kind, name, ComponentConfig(options=options, app=self.name))
@@ -413,6 +419,7 @@ class TaskQ:
 
     def make_transport(self) -> Transport:
         """Return a new transport, not opened."""
+        self._merge_defaults()
         urls = self.settings.broker
         scheme = urls[0].scheme
         spec = self.plugins.select("transport", scheme)
@@ -446,10 +453,11 @@ class TaskQ:
         if configured is not None:
             return configured
         broker = self.settings.broker
-        return broker if broker[0].scheme in STORE_ON_BROKER else ()
+        return broker if broker[0].scheme in SAME_SERVER_STORES else ()
 
     def make_store(self) -> ResultStore | None:
         """Return a new result store, not opened; None where results are off."""
+        self._merge_defaults()
         urls = self.store_urls()
         if not urls:
             return None
@@ -620,4 +628,4 @@ def _at_exit() -> None:
 os.register_at_fork(after_in_child=_after_fork)
 atexit.register(_at_exit)
 
-__all__ = ["STORE_ON_BROKER", "SharedTask", "TaskQ", "current_app", "shared_task"]
+__all__ = ["SharedTask", "TaskQ", "current_app", "shared_task"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal, ParamSpec, TypeVar, cast
 
 from taskq.canvas import Signature
@@ -106,17 +107,6 @@ class Task(Generic[P, R]):
             self.models = Models.of(fn, bound=bound)
         elif self.models is False:
             self.models = None
-        settings = app.settings
-        retries_asked_for = self.max_retries is not None
-        retry_on = self.retry_on if self.retry_on is not None else ((Exception,) if retries_asked_for else ())
-        self.retry_policy = RetryPolicy(
-            max_retries=settings.max_retries if self.max_retries is None else self.max_retries,
-            retry_on=tuple(retry_on),
-            never=tuple(self.never),
-            backoff=settings.retry_backoff if self.retry_backoff is None else self.retry_backoff,
-            backoff_max=settings.retry_backoff_max if self.retry_backoff_max is None else self.retry_backoff_max,
-            jitter=settings.retry_jitter if self.retry_jitter is None else self.retry_jitter,
-        )
         self._validate()
 
     def _validate(self) -> None:
@@ -132,6 +122,20 @@ class Task(Generic[P, R]):
             for cls in getattr(self, label) or ():
                 if not (isinstance(cls, type) and issubclass(cls, BaseException)):
                     raise ConfigError(f"task {self.name}: {label} holds exception classes, not {cls!r}")
+
+    @cached_property
+    def retry_policy(self) -> RetryPolicy:
+        """When a failure is tried again: the task's options, and the settings for what it does not say."""
+        settings = self.app.settings
+        retry_on = self.retry_on if self.retry_on is not None else (() if self.max_retries is None else (Exception,))
+        return RetryPolicy(
+            max_retries=settings.max_retries if self.max_retries is None else self.max_retries,
+            retry_on=tuple(retry_on),
+            never=tuple(self.never),
+            backoff=settings.retry_backoff if self.retry_backoff is None else self.retry_backoff,
+            backoff_max=settings.retry_backoff_max if self.retry_backoff_max is None else self.retry_backoff_max,
+            jitter=settings.retry_jitter if self.retry_jitter is None else self.retry_jitter,
+        )
 
     def _bound(self, *args: Any, **kwargs: Any) -> Any:
         return self._fn(self, *args, **kwargs)

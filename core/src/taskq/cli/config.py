@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from taskq.config import PLUGIN_SECTIONS, LoadedConfig, Row, load
-from taskq.errors import ConfigError, PluginError, TaskQError
+from taskq.errors import ConfigError, PluginError
 
 if TYPE_CHECKING:
     from taskq._plugins import PluginManager
@@ -26,10 +25,10 @@ def config() -> None:
 @click.pass_context
 def show(ctx: click.Context, every: bool, as_json: bool) -> None:
     """Show what differs from the defaults, each value with its origin; secrets are hidden."""
-    try:
-        loaded = _loaded(ctx)
-    except TaskQError as error:
-        raise click.ClickException(str(error)) from None
+    problems: list[ConfigError] = []
+    loaded = _loaded(ctx, problems)
+    if problems:
+        raise click.ClickException("\n".join(map(str, problems)))
     _check_sections(ctx, loaded)  # what is wrong there is for `check`; what is secret is known now
     rows = loaded.rows(every=every)
     if as_json:
@@ -49,10 +48,9 @@ def show(ctx: click.Context, every: bool, as_json: bool) -> None:
 def check(ctx: click.Context) -> None:
     """List everything that is wrong with the configuration; the exit code is 1 if anything is."""
     problems: list[ConfigError] = []
-    try:
-        loaded = _loaded(ctx, problems)
-    except TaskQError as error:
-        raise click.ClickException(str(error)) from None
+    loaded = _loaded(ctx, problems)
+    if not problems:  # an application's own may have been made with its problems collected elsewhere
+        loaded = loaded.reloaded(problems=problems)
     errors, notes = _check_sections(ctx, loaded)
     for text in [*loaded.warnings, *notes]:
         click.echo(f"warning: {text}", err=True)
@@ -63,20 +61,16 @@ def check(ctx: click.Context) -> None:
     click.echo(f"the configuration is right ({loaded.file or 'no file'})")
 
 
-def _loaded(ctx: click.Context, problems: list[ConfigError] | None = None) -> LoadedConfig:
+def _loaded(ctx: click.Context, problems: list[ConfigError]) -> LoadedConfig:
     """Return the configuration of the application or main command (``ctx.obj.config``), or load it."""
     try:
         loaded = getattr(ctx.obj, "config", None)
     except ConfigError as error:  # the application cannot be made: look for all that is wrong
-        if problems is None:
-            raise
         loaded = load(problems=problems)
-        if not problems:
-            problems.append(error)
-        return loaded
+        problems += [] if problems else [error]
     if not isinstance(loaded, LoadedConfig):
         return load(problems=problems)
-    return loaded if problems is None else loaded.reloaded(problems=problems)
+    return loaded
 
 
 def _check_sections(ctx: click.Context, loaded: LoadedConfig) -> tuple[list[str], list[str]]:

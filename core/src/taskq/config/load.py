@@ -63,12 +63,11 @@ def load(
     inputs = {key: value for key, value in locals().items() if key not in ("problems", "environ")}
     environ = os.environ if environ is None else environ
     merge, file = Merge(), None
-    for distribution, defaults in (plugin_defaults or {}).items():
+    for contributor, defaults in reversed((plugin_defaults or {}).items()):
         if any(str(key).partition(".")[0] == "plugins" for key in defaults):
-            merge.problems.append(
-                ConfigError(f"{distribution} offers defaults for plugins.*, which no plugin may choose")
-            )
-        merge.mapping(defaults, Origin("plugin", distribution))
+            text = f"{contributor} offers defaults for plugins.*, which no plugin may choose"
+            merge.problems.append(ConfigError(text))
+        merge.mapping(defaults, Origin("plugin", contributor.removeprefix("plugin ")))
     merge.mapping(code or {}, Origin("code", code_where))
     if isolated and config_file is not None:
         merge.problems.append(ConfigError(f"the application is isolated from files, but {config_file} was named"))

@@ -151,7 +151,7 @@ class Merge:
                 self.put((*path, str(key)), item, origin_of)
         else:
             siblings = [leaf[-1] for leaf in leaves() if leaf[:-1] == pattern[:-1]] if len(path) > 1 else []
-            everything = [*map(dotted, leaves()), *_NAMED]
+            everything = [dotted(p).replace("*", "NAME") for p in leaves() if p[0] not in SECTIONS] + sorted(_NAMED)
             hint = celery_hint(path[-1])
             if path == ("tool",):
                 hint = "in a file of its own the settings stand at the top level, without [tool.taskq]"
@@ -160,6 +160,8 @@ class Merge:
 
     def refuse(self, path: Path, expected: str, value: Any, origin: Origin, *, hide: bool = False) -> None:
         """Collect a wrong value, shown as far as it may be."""
+        value = _from_json(value)
+        hide = hide or (isinstance(value, str) and value.lstrip()[:1] in ("{", "["))  # a table that cannot be read
         found = repr(redact(value, path[-1]))
         found = "" if hide else f", found {found if len(found) <= 80 else found[:79] + '…'}"
         self.problems.append(ConfigError(f"{dotted(path)}: expected {expected}{found} ({origin})"))
@@ -218,15 +220,15 @@ class Merge:
         missing = [key for key, field in known.items() if field.default is NODEFAULT and key not in values]
         if not missing:
             return cls(**values)
-        self.problems.append(ConfigError(f"{dotted(prefix)} lacks {' and '.join(missing)} "
-                                         f"({self.entries[prefix].origin})"))  # fmt: skip
+        origin = next(entry.origin for path, entry in self.entries.items() if path[: len(prefix)] == prefix)
+        self.problems.append(ConfigError(f"{dotted(prefix)} lacks {' and '.join(missing)} ({origin})"))
         return None
 
 
 def _from_json(value: Any) -> Any:
     """Return the table or list that a text holds; anything else as it is."""
     try:
-        return json.decode(value) if isinstance(value, str) else value
+        return json.decode(value) if isinstance(value, str) and value.lstrip()[:1] in ("{", "[") else value
     except ValueError:
         return value
 

@@ -20,10 +20,10 @@ _SUSPECT = r"(?i)passw|passphr|secret|token|credential|dsn|auth|signature|privat
 
 
 def redact_url(url: Url) -> str:
-    """Return a URL without its password and the values of its query; what may be a misplaced password hides more."""
-    if "@" in url.path or "@" in (url.host or "") or any("@" in key for key, _ in url.query):
+    """Return a URL without its password and its query; what may be a misplaced password hides more."""
+    if any("@" in part for part in (url.path, url.host or "", *(text for pair in url.query for text in pair))):
         return f"{url.scheme}:{HIDDEN}"
-    return str(url.without_query()) + ("?" if url.query else "") + "&".join(f"{key}={HIDDEN}" for key, _ in url.query)
+    return str(url.without_query()) + (f"?{HIDDEN}" if url.query else "")
 
 
 def redact(value: Any, name: str = "", *, secret: bool = False) -> Any:

@@ -80,7 +80,7 @@ class WorkerSettings(Section, frozen=True, kw_only=True):
     log_level: Annotated[
         Literal["DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"], about("least level that is logged")
     ] = "INFO"
-    log_json: Annotated[bool | None, about("one JSON object per line; default: unless on a terminal")] = None
+    log_json: Annotated[bool, about("log one JSON object per line")] = False
     maintenance: Annotated[bool, about("whether this worker reaps, promotes and sweeps for the transport")] = True
     autoscale: Annotated[tuple[int, int] | None, about('"MIN,MAX" slots, as load demands', minimum=1)] = None
     autoscaler: Annotated[str, about("name of an autoscaler plugin")] = "simple"

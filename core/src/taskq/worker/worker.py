@@ -10,6 +10,7 @@ import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from taskq._plugins import State
 from taskq.errors import ConfigError, NotSupported, StoreError, TaskQError, TransportError, WorkerError
 from taskq.events import EventBus
 from taskq.message import Job, QueueSpec, Subscription
@@ -73,8 +74,8 @@ class Worker:
     def _prepare(self) -> None:
         """Resolve the plan and connect; every refusal happens here, before a message is taken."""
         app = self.app
-        app.import_tasks()
         app.freeze()
+        app.import_tasks()
         spec = self._pool_spec()
         self.pool_name, self.pool_caps = spec.name, spec.capabilities
         self.slots = self._concurrency(spec.capabilities)
@@ -115,7 +116,7 @@ class Worker:
         if name != "auto":
             return app.plugins.select("pool", name)
         wanted = ["asyncio"] if app.tasks and all(t.is_async for t in app.tasks.values()) else ["prefork"]
-        installed = {r.name for r in app.plugins.records("pool")}
+        installed = {r.name for r in app.plugins.records("pool") if r.state not in (State.BLOCKED, State.CONFLICT)}
         for candidate in [*wanted, "threads", "solo"]:
             if candidate in installed:
                 return app.plugins.select("pool", candidate)

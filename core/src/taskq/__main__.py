@@ -1,0 +1,5 @@
+"""``python -m taskq`` is the command ``taskq``."""
+
+from taskq.cli import main
+
+main()

@@ -1,0 +1,58 @@
+"""``taskq worker``."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+import click
+
+from taskq.cli.group import Context, shared_options
+from taskq.cli.log import set_up_logging
+from taskq.errors import ConfigError
+
+
+@click.command()
+@click.option("-Q", "--queues", metavar="NAME,…", help="Queues to serve; default: all that the application names.")
+@click.option("-c", "--concurrency", metavar="N", type=click.IntRange(min=1), help="Tasks at a time.")
+@click.option("-P", "--pool", metavar="NAME", help="auto, solo, threads, … (taskq plugins list --kind pool).")
+@click.option("-l", "--log-level", "--loglevel", metavar="LEVEL", help="DEBUG, INFO, WARNING, ERROR or CRITICAL.")
+@click.option("-n", "--name", metavar="NAME", help="Name in logs.")
+@click.option("--grace", metavar="SECONDS", type=click.FloatRange(min=0), help="Time for running tasks after TERM.")
+@click.option("--prefetch", metavar="N", type=click.IntRange(min=1), help="Most messages held at once.")
+@click.option("--autoscale", metavar="MIN,MAX", help="Let the autoscaler choose the concurrency.")
+@click.option("--queue-order", type=click.Choice(["fair", "strict", "weighted"]), help="How queues share the worker.")
+@click.option("-I", "--include", metavar="MODULE,…", help="Modules to import for their tasks.")
+@shared_options
+@click.pass_obj
+def worker(context: Context, **options: Any) -> None:
+    """Take messages and run their tasks, until TERM or INT.
+
+    The first TERM or INT lets running tasks finish within the grace, a second one interrupts them, QUIT ends at once.
+    """
+    _settings(context, options)
+    app = context.named_app
+    if app.settings.broker[0].scheme == "memory":
+        raise ConfigError(
+            "a worker process cannot serve memory://: nobody outside this process could reach it. "
+            "Use app.worker().start() in the program that sends, or another broker"
+        )
+    set_up_logging(app)
+    running = app.worker()
+    code = running.run()
+    app.close()
+    sys.exit(code)
+
+
+def _settings(context: Context, options: dict[str, Any]) -> None:
+    from taskq.config import Given, Origin
+
+    for name, value in options.items():
+        if value is None:
+            continue
+        setting = "include" if name == "include" else f"worker.{name}"
+        if name in ("queues", "include"):
+            value = [part.strip() for part in value.split(",") if part.strip()]
+        elif name == "log_level":
+            value = value.upper()
+        context.settings[setting] = Given(value, Origin("command line", f"--{name.replace('_', '-')}"))
