@@ -1,0 +1,1 @@
+"""taskq's SQLite result store; see ``plugin`` for what it offers."""
