@@ -60,11 +60,11 @@ class TaskQ:
 
     Args:
         name: names the embedded database and shows in logs.
-        broker: URL of the broker; ``;`` or a list for fail-over servers. Default: an SQLite file in the user's state directory.
-        result_store: URL of the result store, ``"none"`` for none. Default: the broker where it can hold results.
-        isolated: ignore configuration files and the environment.
-        config: path of a configuration file to use instead of the one found upward from the working directory.
-        settings: any other setting by its name; files and the environment may override them.
+        broker: URL of the broker; ``;`` or a list for fail-over servers. Default: an SQLite file in the user's state
+        directory. result_store: URL of the result store, ``"none"`` for none. Default: the broker where it can hold
+        results. isolated: ignore configuration files and the environment. config: path of a configuration file to use
+        instead of the one found upward from the working directory. settings: any other setting by its name; files and
+        the environment may override them.
 
     Raises:
         ConfigError: an unknown or malformed setting, naming where it came from.
@@ -187,16 +187,19 @@ class TaskQ:
     def task(self, *, bind: Literal[True], **options: Any) -> _BoundDecorator: ...
     @overload
     def task(self, *, bind: Literal[False] = False, **options: Any) -> _Decorator: ...
-    def task(self, fn: Any = None, /, **options: Any) -> Any:
+    def task(  # type: ignore[misc]  # mypy does not match Protocol-returning overloads with an Any implementation
+        self, fn: Any = None, /, *, bind: bool = False, **options: Any
+    ) -> Any:
         """Make a function a task: ``@app.task`` or ``@app.task(name=…, queue=…, bind=True, …)``.
 
         Options: ``name`` (default ``module.qualname``), ``queue``, ``bind`` (pass the task as first argument),
-        ``base`` (a Task subclass), ``ignore_result``, ``delivery`` ("at_least_once" or "at_most_once"), ``max_retries``,
-        ``retry_on`` (exception classes; default every Exception where max_retries is given, else none), ``never``,
-        ``retry_backoff``, ``retry_backoff_max`` (seconds), ``retry_jitter``, ``priority`` (0–9), ``expires`` (seconds),
-        ``dead_letter`` (keep the message of a final failure, default True), ``throws`` (expected exceptions: no dead
-        letter, no traceback in the log), ``soft_time_limit``, ``time_limit`` (seconds), ``result_ttl`` (seconds),
-        ``track_started``, ``models`` (False to leave pydantic and msgspec annotations alone).
+        ``base`` (a Task subclass), ``ignore_result``, ``delivery`` ("at_least_once" or "at_most_once"),
+        ``max_retries``, ``retry_on`` (exception classes; default every Exception where max_retries is given, else
+        none), ``never``, ``retry_backoff``, ``retry_backoff_max`` (seconds), ``retry_jitter``, ``priority`` (0–9),
+        ``expires`` (seconds), ``dead_letter`` (keep the message of a final failure, default True), ``throws``
+        (expected exceptions: no dead letter, no traceback in the log), ``soft_time_limit``, ``time_limit`` (seconds),
+        ``track_started``, ``models`` (False to leave pydantic and msgspec annotations
+        alone).
 
         Raises:
             TaskDefinitionError: the name is taken, or the function cannot be a task.
@@ -204,6 +207,8 @@ class TaskQ:
         """
         base = options.pop("base", Task)
         check_options(options)
+        if bind:
+            options["bind"] = True
 
         def decorate(function: Callable[..., Any]) -> Task[Any, Any]:
             return self._add(base.from_function(self, function, options))
@@ -344,7 +349,9 @@ class TaskQ:
                     self._merge_defaults()
                     self.tasks  # noqa: B018  binds the shared ones
                     plugins = self.plugins
-                    self._router = RouteTable([*self._code_routes, *map(_route, self.settings.routes), *plugins.routes(self)])
+                    self._router = RouteTable(
+                        [*self._code_routes, *map(_route, self.settings.routes), *plugins.routes(self)]
+                    )
                     self._middlewares = [*self._own_middlewares, *plugins.middlewares(self)]
 
     def add_middleware(self, *middlewares: Middleware) -> None:
@@ -379,8 +386,8 @@ class TaskQ:
                 if self._codec is None:
                     s = self.settings
                     settings = CodecSettings(
-                        serializer=s.serializer, result_serializer=s.result_serializer or s.serializer, accept=tuple(s.accept),
-                        compressor=s.compressor, compress_above=s.compress_above,
+                        serializer=s.serializer, result_serializer=s.result_serializer or s.serializer,
+                        accept=tuple(s.accept), compressor=s.compressor, compress_above=s.compress_above,
                         max_decompressed_bytes=s.max_decompressed_bytes, max_payload_bytes=s.max_payload_bytes,
                     )  # fmt: skip
                     self._codec = Codec(
@@ -423,7 +430,7 @@ class TaskQ:
         urls = self.settings.broker
         scheme = urls[0].scheme
         spec = self.plugins.select("transport", scheme)
-        options = self.config.plugin_options("transport", spec.name, spec.options, query=urls[0].query)
+        options: Any = self.config.plugin_options("transport", spec.name, spec.options, query=urls[0].query)
         config = TransportConfig(
             urls=tuple(u.without_query() for u in urls), options=options, app=self.name, lease_s=self.settings.lease
         )
@@ -468,7 +475,7 @@ class TaskQ:
             known = getattr(spec.options, "__dataclass_fields__", ())
             query = tuple(pair for pair in query if pair[0] in known)
         self.store_label = "" if derived else str(urls[0].without_query())
-        options = self.config.plugin_options("result_store", spec.name, spec.options, query=query)
+        options: Any = self.config.plugin_options("result_store", spec.name, spec.options, query=query)
         config = StoreConfig(urls=tuple(u.without_query() for u in urls), options=options, app=self.name)
         store: ResultStore = self.plugins.create("result_store", scheme, config)
         return store
@@ -502,7 +509,9 @@ class TaskQ:
         configured = self.settings.queues.get(name)
         if configured is None:
             return QueueSpec(name=name)
-        return QueueSpec(name=name, durable=configured.durable, ordered=configured.ordered, options=dict(configured.options))
+        return QueueSpec(
+            name=name, durable=configured.durable, ordered=configured.ordered, options=dict(configured.options)
+        )
 
     def queue_names(self) -> list[str]:
         """Return every queue that the application names: the default one, configured, routed to, set on tasks."""
@@ -515,7 +524,8 @@ class TaskQ:
     def connect(self) -> None:
         """Open the transport and the result store now, rather than at the first send."""
         self.freeze()
-        if self.transport is not None and self.store is not None:
+        self.transport  # noqa: B018  opens it
+        if self.store is not None:
             self.reply_address()
 
     async def aconnect(self) -> None:

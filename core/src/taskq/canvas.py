@@ -36,7 +36,9 @@ class Signature(Struct, Generic[R], frozen=True, kw_only=True, dict=True):
         """Return a copy with options of ``apply_async`` added or replaced."""
         return self._copy(options={**self.options, **options})
 
-    def clone(self, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None, **options: Any) -> Signature[R]:
+    def clone(
+        self, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None, **options: Any
+    ) -> Signature[R]:
         """Return a copy with further arguments (in front) and options; an immutable one keeps its arguments."""
         if self.immutable:
             return self.set(**options)

@@ -1,7 +1,7 @@
 """Codec: values to body bytes and back, through the chosen serializer and an ordered chain of transforms.
 
-A transform is ``[name, …parameters]`` in the header, applied in order when sending and undone in reverse. Version 1 knows
-compressors; encryption, signing and offloading take further names.
+A transform is ``[name, …parameters]`` in the header, applied in order when sending and undone in reverse. Version 1
+knows compressors; encryption, signing and offloading take further names.
 """
 
 from __future__ import annotations

@@ -110,7 +110,9 @@ def current_request() -> Request:
     """
     request = request_var.get()
     if request is None:
-        raise NotInTask("no task is running in this context; current_request() and self.request work inside a task only")
+        raise NotInTask(
+            "no task is running in this context; current_request() and self.request work inside a task only"
+        )
     return request
 
 

@@ -63,8 +63,8 @@ class DeadLetters:
     ) -> int:
         """Send dead letters back to the queue they came from (or to ``to``), as new runs; return how many.
 
-        Each is accepted by the broker before its dead letter is removed. Its epoch is raised, so that the new run's result
-        replaces the old one; attempts start at 0; an expiry or delay of old is dropped.
+        Each is accepted by the broker before its dead letter is removed. Its epoch is raised, so that the new run's
+        result replaces the old one; attempts start at 0; an expiry or delay of old is dropped.
 
         Raises:
             TransportError: the broker failed; what was replayed until then is replayed.
@@ -76,7 +76,9 @@ class DeadLetters:
                 return False
             failures = self._transport.send([_revive(letter, to)])
             if failures:
-                raise TransportError(f"dead letter [{letter.info.id}] was not accepted for replay: {failures[0].reason}")
+                raise TransportError(
+                    f"dead letter [{letter.info.id}] was not accepted for replay: {failures[0].reason}"
+                )
             return True
 
         target = to or queue
@@ -158,7 +160,9 @@ def _revive(letter: DeadLetter, to: str | None) -> Outbound:
     except DecodeError:
         return Outbound(f"{letter.info.id}.replayed", queue, letter.payload)
     epoch = int(header.get(EPOCH, 0)) + 1
-    history = [*(header.get(HISTORY) or []), [epoch - 1, letter.info.died_at, letter.info.reason[:200]]][-_HISTORY_KEPT:]
+    history = [*(header.get(HISTORY) or []), [epoch - 1, letter.info.died_at, letter.info.reason[:200]]][
+        -_HISTORY_KEPT:
+    ]
     changes = {EPOCH: epoch, HISTORY: history, NOT_BEFORE: None, EXPIRES: None, PARKED: None}
     payload = envelope.with_changes(header, letter.payload[body:], changes=changes, attempt=0)
     return Outbound(

@@ -1,11 +1,11 @@
 """The wire format, version 1: how a task becomes payload bytes. Described for other languages in ``docs/protocol.md``.
 
 A frame is ``0xC1``, a kind byte, a big-endian length, the header in MessagePack, then the body bytes. The header can be
-read without touching the body. 0xC1 is a byte that MessagePack never uses and that cannot begin UTF-8 text, so a frame is
-told from JSON or pickle at its first byte.
+read without touching the body. 0xC1 is a byte that MessagePack never uses and that cannot begin UTF-8 text, so a
+frame is told from JSON or pickle at its first byte.
 
-The header is an array of seven fields; everything rarer lives in a map under short keys, absent unless set. Readers keep
-map entries that they do not know; a new field is therefore a new map key, never an eighth element.
+The header is an array of seven fields; everything rarer lives in a map under short keys, absent unless set. Readers
+keep map entries that they do not know; a new field is therefore a new map key, never an eighth element.
 """
 
 from __future__ import annotations
@@ -46,8 +46,8 @@ HISTORY: Final = "hi"  # list of [epoch, died at, reason], of earlier deaths
 class Header(Struct, array_like=True, gc=False):
     """What is known of a task without its body.
 
-    ``attempt`` counts retries (0 at first); ``enqueued_at`` is the sender's clock in epoch seconds; ``reply`` is None when
-    nobody expects a result, "" when it is to be stored, else the address to push it to as well.
+    ``attempt`` counts retries (0 at first); ``enqueued_at`` is the sender's clock in epoch seconds; ``reply`` is None
+    when nobody expects a result, "" when it is to be stored, else the address to push it to as well.
     """
 
     id: str
@@ -127,7 +127,9 @@ def describe_foreign(payload: bytes) -> str:
     if payload[:1] == bytes((MAGIC,)):
         return f"the message is of protocol version {payload[1]}, this release reads 1; upgrade taskq-core here"
     if start[:1] in (b"{", b"["):
-        return f"the message is not a taskq message (it looks like JSON: {start!r}); another program sends to this queue"
+        return (
+            f"the message is not a taskq message (it looks like JSON: {start!r}); another program sends to this queue"
+        )
     return f"the message is not a taskq message (it starts with {start!r})"
 
 

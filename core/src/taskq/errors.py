@@ -230,7 +230,7 @@ class TaskFailure(TaskQError):
         return type(self), (self.args[0], self.type_name, self.remote_traceback)
 
 
-class RemoteTraceback(Exception):  # noqa: N818  it is the text of a cause, not an error by itself
+class RemoteTraceback(Exception):
     """The ``__cause__`` of an exception that came back from a worker: its traceback there, as text."""
 
     def __init__(self, text: str) -> None:
@@ -261,7 +261,7 @@ class TaskInterrupted(BaseException):
     """Raised inside a running task when its worker must stop now; the message goes back to the queue, uncounted."""
 
 
-class Retry(TaskQError):  # noqa: N818  reads as a verb where it is raised: ``raise Retry``
+class Retry(TaskQError):
     """Raised inside a task to run it again later: ``raise Retry(countdown=5)`` or ``raise self.retry(…)``.
 
     ``countdown`` is in seconds, None for the task's back-off; ``args``/``kwargs`` replace the arguments where given.
@@ -284,7 +284,7 @@ class Retry(TaskQError):  # noqa: N818  reads as a verb where it is raised: ``ra
         self.max_retries = max_retries
 
 
-class Reject(TaskQError):  # noqa: N818  reads as a verb where it is raised
+class Reject(TaskQError):
     """Raised inside a task to send its message to the dead-letter queue at once, whatever the retry policy."""
 
 

@@ -1,4 +1,7 @@
-"""Events: what happened to tasks, handed in batches to sinks, off the hot path. Nothing is made where nobody listens."""
+"""Events.
+
+What happened to tasks, handed in batches to sinks, off the hot path. Nothing is made where nobody listens.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +14,10 @@ logger = logging.getLogger("taskq.events")
 
 
 class Event(Struct, frozen=True):
-    """One thing that happened: ``kind`` is the task's new state, or ``dead``, ``released``, ``lost``; ``at`` epoch seconds."""
+    """One thing that happened.
+
+    ``kind`` is the task's new state, or ``dead``, ``released``, ``lost``; ``at`` epoch seconds.
+    """
 
     kind: str
     at: float

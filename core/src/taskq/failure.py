@@ -31,7 +31,10 @@ class ErrorInfo(Struct, array_like=True):
 
 
 class ResultPayload(Struct, array_like=True):
-    """What ``Record.payload`` holds: the encoded return value, or the error; ``at`` is when it ended (epoch seconds)."""
+    """What ``Record.payload`` holds.
+
+    The encoded return value, or the error; ``at`` is when it ended (epoch seconds).
+    """
 
     content_type: str
     value: bytes | None = None
@@ -91,7 +94,9 @@ def encode_error(error: BaseException, serializer: Serializer, text: str, worker
         cls.__qualname__,
         describe(error).partition(": ")[2],
         _safe_dumps(serializer, [_plain(serializer, a) for a in error.args]),
-        _safe_dumps(serializer, {k: v for k, v in state.items() if _safe_dumps(serializer, v) is not None}) if state else None,
+        _safe_dumps(serializer, {k: v for k, v in state.items() if _safe_dumps(serializer, v) is not None})
+        if state
+        else None,
         text,
     )
     return encode_payload(ResultPayload(serializer.content_type, None, info, None, time.time(), worker))
@@ -132,7 +137,7 @@ def _rebuild_original(info: ErrorInfo, serializer: Serializer | None) -> BaseExc
         args = serializer.loads(info.args) if info.args is not None else [info.message]
         state = serializer.loads(info.state) if info.state is not None else {}
         # A class with an __init__ of its own may not accept what it passed to its base: then args are set without it.
-        error = cls(*args) if cls.__init__ in _PLAIN_INITS else cls.__new__(cls, *args)
+        error: Any = cls(*args) if cls.__init__ in _PLAIN_INITS else cls.__new__(cls, *args)
         if not isinstance(error, BaseException):
             return None
         if error.args != tuple(args):
@@ -142,11 +147,14 @@ def _rebuild_original(info: ErrorInfo, serializer: Serializer | None) -> BaseExc
         str(error)
     except Exception:
         return None
-    return error
+    found: BaseException = error
+    return found
 
 
 _PLAIN_INITS = frozenset(
-    cls.__init__ for cls in vars(__import__("builtins")).values() if isinstance(cls, type) and issubclass(cls, BaseException)
+    cls.__init__
+    for cls in vars(__import__("builtins")).values()
+    if isinstance(cls, type) and issubclass(cls, BaseException)
 )
 
 

@@ -25,10 +25,11 @@ RELEASE: Final = 1
 class Outbound(Struct, gc=False):
     """A message on its way to a broker.
 
-    ``id`` is unique per message and the same whenever that message is sent again: the task id for a first run, with epoch
-    and attempt added for later ones, so that a server that drops repeated ids never drops a retry. ``delay`` counts from the call of ``send``; ``priority``
-    is 0–9, higher first; ``group`` is the ordering key of ordered queues; ``routing_key`` overrides the queue's name for
-    transports that route (topic, fan-out) and is None elsewhere.
+    ``id`` is unique per message and the same whenever that message is sent again: the task id for a first run, with
+    epoch and attempt added for later ones, so that a server that drops repeated ids never drops a retry. ``delay``
+    counts from the call of ``send``; ``priority`` is 0–9, higher first; ``group`` is the ordering key of ordered
+    queues; ``routing_key`` overrides the queue's name for transports that route (topic, fan-out) and is None
+    elsewhere.
     """
 
     id: str
@@ -129,7 +130,10 @@ class Peeked(Struct, gc=False):
 
 
 class QueueStats(Struct, gc=False):
-    """Counts of one queue; None where the server cannot tell. ``oldest_age``: seconds the oldest ready message waited."""
+    """Counts of one queue.
+
+    None where the server cannot tell. ``oldest_age``: seconds the oldest ready message waited.
+    """
 
     ready: int | None = None
     in_flight: int | None = None
@@ -190,7 +194,10 @@ class QueueSpec(Struct, frozen=True, kw_only=True):
 
 
 class QueueFacts(Struct, frozen=True, kw_only=True):
-    """What ``declare`` found or made: ``created``, and the capabilities where this queue differs from the transport's."""
+    """What ``declare`` found or made.
+
+    ``created``, and the capabilities where this queue differs from the transport's.
+    """
 
     created: bool = False
     capabilities: Any = None

@@ -21,7 +21,9 @@ class SendRequest:
 
     __slots__ = ("args", "headers", "id", "kwargs", "options", "task")
 
-    def __init__(self, task: str, task_id: str, args: Any, kwargs: Any, headers: dict[str, Any], options: dict[str, Any]):
+    def __init__(
+        self, task: str, task_id: str, args: Any, kwargs: Any, headers: dict[str, Any], options: dict[str, Any]
+    ) -> None:
         self.task = task
         self.id = task_id
         self.args = args
@@ -66,7 +68,9 @@ def compose_run(core: RunCall, middlewares: Sequence[Middleware]) -> RunCall:
         if _overrides(mw, "around_run"):
             chain = _around(mw.around_run, chain)
         elif _overrides(mw, "around_run_async"):
-            raise ConfigError(f"middleware {type(mw).__name__} overrides around_run_async only; add around_run for def tasks")
+            raise ConfigError(
+                f"middleware {type(mw).__name__} overrides around_run_async only; add around_run for def tasks"
+            )
         if _overrides(mw, "before_run") or _overrides(mw, "after_run"):
             chain = _before_after(mw, chain)
     return chain

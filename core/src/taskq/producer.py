@@ -15,9 +15,27 @@ from typing import TYPE_CHECKING, Any
 from taskq import envelope
 from taskq.context import request_var
 from taskq.envelope import (
-    EXPIRES, GROUP, HEADERS, MAX_RETRIES, NOT_BEFORE, PARENT, PRIORITY, ROOT, STORE, TRANSFORMS, Header,
+    EXPIRES,
+    GROUP,
+    HEADERS,
+    MAX_RETRIES,
+    NOT_BEFORE,
+    PARENT,
+    PRIORITY,
+    ROOT,
+    STORE,
+    TRANSFORMS,
+    Header,
 )  # fmt: skip
-from taskq.errors import NotSupported, PayloadTooLarge, SendFailed, SendManyError, StoreError, TaskQError, TransportError
+from taskq.errors import (
+    NotSupported,
+    PayloadTooLarge,
+    SendFailed,
+    SendManyError,
+    StoreError,
+    TaskQError,
+    TransportError,
+)
 from taskq.failure import ResultPayload, encode_payload
 from taskq.ids import new_id
 from taskq.message import Outbound, Record, SendFailure
@@ -98,7 +116,12 @@ class Producer:
         return result
 
     async def asend_by_name(
-        self, name: str, task: Task[..., Any] | None, args: tuple[Any, ...], kwargs: dict[str, Any], options: dict[str, Any]
+        self,
+        name: str,
+        task: Task[..., Any] | None,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        options: dict[str, Any],
     ) -> AsyncResult[Any]:
         """As ``send_by_name``, without blocking the event loop."""
         if task is None:
@@ -144,7 +167,9 @@ class Producer:
         self, task: Task[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], options: dict[str, Any]
     ) -> AsyncResult[Any]:
         """Run a call in this process as a worker would; see ``Task.apply``."""
-        outbound, _, _ = self._make_with_options(task.name, task, args, kwargs, {**options, "ignore_result": False}, eager=True)
+        outbound, _, _ = self._make_with_options(
+            task.name, task, args, kwargs, {**options, "ignore_result": False}, eager=True
+        )
         return EagerResult.run(self.app, task, outbound)
 
     def close(self) -> None:
@@ -237,11 +262,15 @@ class Producer:
             if header.reply is not None:
                 payload = encode_payload(ResultPayload("json", None, None, None, time.time()))
                 state = SCHEDULED if outbound.delay > 0 else QUEUED
-                records.append(Record(header.id, state, payload, False, header.attempt, 0, self.app.settings.result_ttl))
+                records.append(
+                    Record(header.id, state, payload, False, header.attempt, 0, self.app.settings.result_ttl)
+                )
         try:
             store.put(records)
         except StoreError as error:
-            raise type(error)(f"track_queued is set, but the state could not be recorded, so nothing was sent: {error}") from error
+            raise type(error)(
+                f"track_queued is set, but the state could not be recorded, so nothing was sent: {error}"
+            ) from error
 
     # ------------------------------------------------------------------------------------------- making messages
 
@@ -268,7 +297,7 @@ class Producer:
         name, codec = task.name, app.codec
         route = app.router.find(name)
         if (
-            app.router.dynamic and task.queue is None
+            (app.router.dynamic and task.queue is None)
             or task.models is not None
             or task.expires is not None
             or self._hooks()
@@ -395,14 +424,18 @@ class Producer:
             raise NotSupported(f"task {name}: {broker} cannot delay messages, so countdown and eta cannot be kept; "
                                "use another broker, or send later")  # fmt: skip
         if priority != 5 and caps.priority is Support.NO:
-            raise NotSupported(f"task {name}: {broker} has no priorities; leave priority at 5 or use a queue of its own")
+            raise NotSupported(
+                f"task {name}: {broker} has no priorities; leave priority at 5 or use a queue of its own"
+            )
         if group is not None and not self.app.queue_spec(queue).ordered:
             raise NotSupported(f"task {name}: group= keeps order on ordered queues only; "
                                f"set queues.{queue}.ordered = true, where the broker can")  # fmt: skip
 
     def _no_eager(self, name: str) -> None:
         if self.app.settings.task_always_eager:
-            raise NotSupported(f"task_always_eager is set and task {name!r} is not known here, so it cannot be run here")
+            raise NotSupported(
+                f"task_always_eager is set and task {name!r} is not known here, so it cannot be run here"
+            )
 
 
 def _delay(options: Mapping[str, Any], now: float) -> float:
@@ -420,7 +453,9 @@ def _moment(value: Any, now: float, label: str) -> float:
     """Return epoch seconds for an aware datetime, or (``expires`` only) for seconds from now."""
     if isinstance(value, dt.datetime):
         if value.tzinfo is None:
-            raise NotSupported(f"{label} is a naive datetime, whose zone is unknown; pass an aware one: datetime.now(timezone.utc)")
+            raise NotSupported(
+                f"{label} is a naive datetime, whose zone is unknown; pass an aware one: datetime.now(timezone.utc)"
+            )
         return value.timestamp()
     if label == "expires" and isinstance(value, int | float) and not isinstance(value, bool) and value >= 0:
         return now + value
@@ -448,7 +483,9 @@ def _too_large(name: str, size: int, limit: int, broker: str) -> PayloadTooLarge
 
 def _send_failed(outbound: Outbound, failure: SendFailure) -> SendFailed:
     doubt = "; the broker may have taken it all the same" if failure.maybe_sent else "; nothing was sent"
-    return SendFailed(f"task [{outbound.id}] was not accepted for queue {outbound.queue!r}: {failure.reason}{doubt}", failure)
+    return SendFailed(
+        f"task [{outbound.id}] was not accepted for queue {outbound.queue!r}: {failure.reason}{doubt}", failure
+    )
 
 
 def _send_many_error(made: Sequence[Made], failures: Sequence[SendFailure]) -> SendManyError:
@@ -458,7 +495,7 @@ def _send_many_error(made: Sequence[Made], failures: Sequence[SendFailure]) -> S
     accepted = [m[1] for i, m in enumerate(made) if i not in bad]
     first = failures[0].reason
     return SendManyError(
-        f"{len(accepted)} of {len(made)} messages were accepted, {len(failed)} were not, of {len(unknown)} it is not known; "
+        f"{len(accepted)} of {len(made)} messages were accepted, {len(failed)} were not, {len(unknown)} are in doubt; "
         f"the first reason: {first}",
         accepted, failed, unknown,
     )  # fmt: skip

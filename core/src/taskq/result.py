@@ -24,12 +24,13 @@ R = TypeVar("R")
 class AsyncResult(Generic[R]):
     """The result of one task, now or later.
 
-    Cheap to make; it talks to the result store only when asked. Blocking methods have async twins with an ``a`` in front.
+    Cheap to make; it talks to the result store only when asked. Blocking methods have async twins with an ``a`` in
+    front.
     """
 
     __slots__ = ("_app", "_kept", "_record", "_task", "id")
 
-    def __init__(self, id: str, app: TaskQ, task: Task[..., Any] | None = None, kept: bool | None = None) -> None:  # noqa: A002
+    def __init__(self, id: str, app: TaskQ, task: Task[..., Any] | None = None, kept: bool | None = None) -> None:
         self.id = id
         self._app = app
         self._task = task
@@ -58,7 +59,8 @@ class AsyncResult(Generic[R]):
         Raises:
             TaskTimeout: it did not end in time.
             ResultNotKept: nobody stores this result.
-            the task's own exception, with the remote traceback as its cause; TaskFailure where its type is unknown here.
+            the task's own exception, with the remote traceback as its cause; TaskFailure where its type is unknown
+            here.
         """
         self._check_wait(allow_in_task)
         record = self._final() or self._app.waiter.wait_one(self.id, timeout)
@@ -148,7 +150,7 @@ class AsyncResult(Generic[R]):
     def _not_kept(self) -> ResultNotKept:
         if self._app.store is None:
             why = (
-                f"the application {self._app.name!r} has no result store: broker {self._app.broker_name} cannot hold results. "
+                f"application {self._app.name!r} has no result store: {self._app.broker_name} cannot hold results. "
                 "Set result_store, for example result_store='redis://localhost/0'"
             )
         else:
@@ -165,7 +167,9 @@ class AsyncResult(Generic[R]):
             )
 
     def _timeout(self, timeout: float | None) -> TaskTimeout:
-        return TaskTimeout(f"task [{self.id}] did not end within {timeout} s; it may still run, its state is {self.state}")
+        return TaskTimeout(
+            f"task [{self.id}] did not end within {timeout} s; it may still run, its state is {self.state}"
+        )
 
     def _final(self) -> Record | None:
         return self._record if self._record is not None and self._record.terminal else None
@@ -253,10 +257,14 @@ def as_completed(results: Iterable[AsyncResult[R]], timeout: float | None = None
         result._record = record
         yield result
     if pending:
-        raise TaskTimeout(f"{len(pending)} of the tasks did not end within {timeout} s; the first is [{next(iter(pending))}]")
+        raise TaskTimeout(
+            f"{len(pending)} of the tasks did not end within {timeout} s; the first is [{next(iter(pending))}]"
+        )
 
 
-async def aas_completed(results: Iterable[AsyncResult[R]], timeout: float | None = None) -> AsyncIterator[AsyncResult[R]]:
+async def aas_completed(
+    results: Iterable[AsyncResult[R]], timeout: float | None = None
+) -> AsyncIterator[AsyncResult[R]]:
     """As ``as_completed``, for ``async for``."""
     waiting = {asyncio.ensure_future(_settled(r)) for r in results}
     loop = asyncio.get_running_loop()
@@ -289,5 +297,3 @@ def gather(results: Iterable[AsyncResult[R]], timeout: float | None = None) -> l
     for _ in as_completed(ordered, timeout):
         pass
     return [r.get(timeout=0) for r in ordered]
-
-

@@ -1,7 +1,7 @@
 """Routing: which queue a task goes to when the call does not say.
 
-A route matches a task's name by the exact name, a glob (``reports.*``), a regular expression (``re:…``, matched whole) or a
-callable, and gives a queue and optionally a priority. The first that matches wins.
+A route matches a task's name by the exact name, a glob (``reports.*``), a regular expression (``re:…``, matched
+whole) or a callable, and gives a queue and optionally a priority. The first that matches wins.
 """
 
 from __future__ import annotations
@@ -35,11 +35,13 @@ def compile_match(pattern: str) -> Matcher:
     """
     if pattern.startswith("re:"):
         try:
-            return lambda name, whole=re.compile(pattern[3:]).fullmatch: whole(name) is not None  # type: ignore[misc]
+            expression = re.compile(pattern[3:])
         except re.error as error:
             raise ConfigError(f"routes: {pattern!r} is not a regular expression: {error}") from error
+        return lambda name: expression.fullmatch(name) is not None
     if any(c in pattern for c in "*?["):
-        return lambda name, whole=re.compile(fnmatch.translate(pattern)).match: whole(name) is not None  # type: ignore[misc]
+        glob = re.compile(fnmatch.translate(pattern))
+        return lambda name: glob.match(name) is not None
     return lambda name: name == pattern
 
 

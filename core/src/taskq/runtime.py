@@ -32,8 +32,8 @@ from taskq.failure import ResultPayload, describe, encode_error, encode_payload,
 from taskq.message import DEAD, DONE, Job, Outbound, Outcome
 from taskq.middleware import compose_run, compose_run_async
 from taskq.spi.pool import TaskLimits
-from taskq.states import FAILURE, RETRY, SUCCESS
 from taskq.states import DEAD as STATE_DEAD
+from taskq.states import FAILURE, RETRY, SUCCESS
 
 if TYPE_CHECKING:
     from taskq.app import TaskQ
@@ -105,8 +105,10 @@ class TaskRuntime:
         if task.is_async:
             async_chain = self._async_chain(task)
 
-            def chain(request: Request) -> Any:
+            def run_async(request: Request) -> Any:
                 return self._thread_loop().run(_await(async_chain, request))
+
+            chain: Callable[[Request], Any] = run_async
         else:
             call = task.call
 
@@ -127,7 +129,7 @@ class TaskRuntime:
             return chain(request)
 
         def execute(job: Job) -> Outcome:
-            header: Header = job.header
+            header = job.header
             if header is None:
                 header, job.body = unframe(job.payload)
                 job.header = header
@@ -203,7 +205,7 @@ class TaskRuntime:
                 result = task.models.plain(result)
             data, transforms = codec.encode(result, serializer)
             limit = self.app.settings.max_result_bytes
-            if limit is not None and len(data) > limit:
+            if len(data) > limit:
                 raise ResultTooLarge(
                     f"the result of task {task.name} takes {len(data)} bytes, max_result_bytes is {limit}; "
                     "store large data elsewhere and return a reference, or raise the setting"
@@ -229,8 +231,10 @@ class TaskRuntime:
             return self._failure(task, header, error)
         if isinstance(error, Reject):
             reason = f"rejected by the task: {error}"
-            return Outcome(DEAD, STATE_DEAD, self._error_payload(header, error, reason), (), reason, traceback_text(error))
-        if isinstance(error, TypeError) and not isinstance(error, TaskArgumentsError):
+            return Outcome(
+                DEAD, STATE_DEAD, self._error_payload(header, error, reason), (), reason, traceback_text(error)
+            )
+        if isinstance(error, TypeError):
             misfit = task.misfit(request.args, request.kwargs)
             if misfit is not None:
                 return self._failure(task, header, misfit)
@@ -254,7 +258,12 @@ class TaskRuntime:
                 return self._failure(task, header, error)
         payload = envelope.with_changes(header, body, changes=changes, attempt=header.attempt + 1)
         again = Outbound(
-            envelope.message_id(header, header.attempt + 1), job.queue, payload, int(header.get(PRIORITY, 5)), delay, header.get(GROUP)
+            envelope.message_id(header, header.attempt + 1),
+            job.queue,
+            payload,
+            int(header.get(PRIORITY, 5)),
+            delay,
+            header.get(GROUP),
         )
         cause: BaseException = retry.exc or retry
         text = "" if retry.exc is None else traceback_text(cause)

@@ -37,7 +37,7 @@ def make_check(fn: Callable[..., Any], name: str, *, bound: bool) -> Callable[..
         elif p.kind is p.KEYWORD_ONLY and not star:
             parts.append("*")
             star = True
-        prefix = {p.VAR_POSITIONAL: "*", p.VAR_KEYWORD: "**"}.get(p.kind, "")
+        prefix = "*" if p.kind is p.VAR_POSITIONAL else "**" if p.kind is p.VAR_KEYWORD else ""
         parts.append(prefix + p.name + ("" if p.default is p.empty else "=None"))
         following = parameters[i + 1].kind if i + 1 < len(parameters) else None
         if p.kind is p.POSITIONAL_ONLY and following is not p.POSITIONAL_ONLY:
@@ -123,7 +123,7 @@ def _loader(annotation: Any) -> Callable[[Any], Any]:
     if _uses_pydantic(annotation):
         from pydantic import TypeAdapter  # the application's own dependency: its annotation is a pydantic model
 
-        return TypeAdapter(annotation).validate_python  # type: ignore[no-any-return]
+        return TypeAdapter(annotation).validate_python
     return lambda value: msgspec.convert(value, annotation)
 
 

@@ -1,4 +1,7 @@
-"""Task states. QUEUED, SCHEDULED and STARTED are recorded by option only; UNKNOWN is the honest answer without a record."""
+"""Task states.
+
+QUEUED, SCHEDULED and STARTED are recorded by option only; UNKNOWN is the honest answer without a record.
+"""
 
 from __future__ import annotations
 

@@ -26,8 +26,8 @@ Delivery = Literal["at_least_once", "at_most_once"]
 
 TASK_OPTIONS = (
     "name", "queue", "bind", "ignore_result", "delivery", "max_retries", "retry_on", "never", "retry_backoff",
-    "retry_backoff_max", "retry_jitter", "priority", "expires", "dead_letter", "throws", "soft_time_limit", "time_limit",
-    "result_ttl", "track_started", "models", "pool",
+    "retry_backoff_max", "retry_jitter", "priority", "expires", "dead_letter", "throws", "soft_time_limit",
+    "time_limit", "track_started", "models", "pool",
 )  # fmt: skip
 """Names accepted by ``@app.task`` and as class attributes of a task class."""
 
@@ -36,8 +36,8 @@ class Task(Generic[P, R]):
     """One task of one application.
 
     Made by ``@app.task``, or by subclassing with a ``run`` method and ``app.register(MyTask)``. A subclass may set the
-    options as class attributes and override the hooks; one instance lives per process, so what ``process_started`` puts on
-    ``self`` is shared by all runs of that process.
+    options as class attributes and override the hooks; one instance lives per process, so what ``process_started``
+    puts on ``self`` is shared by all runs of that process.
     """
 
     name: str = ""
@@ -57,7 +57,6 @@ class Task(Generic[P, R]):
     throws: tuple[type[BaseException], ...] = ()
     soft_time_limit: float | None = None
     time_limit: float | None = None
-    result_ttl: float | None = None
     track_started: bool | None = None
     models: Any = None
     pool: str | None = None
@@ -205,10 +204,10 @@ class Task(Generic[P, R]):
     ) -> AsyncResult[R]:
         """Send the task with arguments and options.
 
-        Options: ``countdown`` (seconds), ``eta`` (aware datetime), ``queue``, ``priority`` (0–9, higher first), ``expires``
-        (seconds or aware datetime), ``task_id``, ``headers``, ``group`` (ordered queues), ``ignore_result``,
-        ``max_retries``, ``publish_timeout`` (seconds), ``transaction`` (the caller's own database connection or session).
-        Raises as ``delay``, and NotSupported for an option that the broker cannot honour.
+        Options: ``countdown`` (seconds), ``eta`` (aware datetime), ``queue``, ``priority`` (0–9, higher first),
+        ``expires`` (seconds or aware datetime), ``task_id``, ``headers``, ``group`` (ordered queues),
+        ``ignore_result``, ``max_retries``, ``publish_timeout`` (seconds), ``transaction`` (the caller's own database
+        connection or session). Raises as ``delay``, and NotSupported for an option that the broker cannot honour.
         """
         return self.app.producer.send(self, tuple(args), dict(kwargs or {}), options)
 
@@ -222,7 +221,9 @@ class Task(Generic[P, R]):
         """Send the task with options without blocking the event loop; see ``apply_async``."""
         return await self.app.producer.asend(self, tuple(args), dict(kwargs or {}), options)
 
-    def apply(self, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None, **options: Any) -> AsyncResult[R]:
+    def apply(
+        self, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None, **options: Any
+    ) -> AsyncResult[R]:
         """Run the task here and now as a worker would, through encoding and retries; return its finished result."""
         return self.app.producer.apply(self, tuple(args), dict(kwargs or {}), options)
 
@@ -321,7 +322,10 @@ def task_name(obj: Any) -> str:
 
 
 def main_module_name() -> str:
-    """Return the import name of the running script: ``python -m pkg.mod`` → ``pkg.mod``, ``python dir/mod.py`` → ``mod``."""
+    """Return the import name of the running script.
+
+    ``python -m pkg.mod`` → ``pkg.mod``, ``python dir/mod.py`` → ``mod``.
+    """
     import os
     import sys
 

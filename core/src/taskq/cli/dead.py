@@ -15,7 +15,9 @@ from taskq.cli.queues import queue_names
 from taskq.dead import DeadLetter, DeadLetters
 from taskq.errors import ConfigError, DecodeError
 
-_queues = click.option("-Q", "--queues", "names", metavar="NAME,…", help="Queues they died in; default: all that are named.")
+_queues = click.option(
+    "-Q", "--queues", "names", metavar="NAME,…", help="Queues they died in; default: all that are named."
+)
 _as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 
 
@@ -114,7 +116,13 @@ def replay(
 @shared_options
 @click.pass_obj
 def purge(
-    context: Context, task_ids: tuple[str, ...], every: bool, task: str | None, force: bool, names: str | None, as_json: bool
+    context: Context,
+    task_ids: tuple[str, ...],
+    every: bool,
+    task: str | None,
+    force: bool,
+    names: str | None,
+    as_json: bool,
 ) -> None:
     """Throw dead letters away."""
     wanted = _wanted(task_ids, every, task)
@@ -129,7 +137,8 @@ def _wanted(task_ids: tuple[str, ...], every: bool, task: str | None) -> Callabl
     if not task_ids and not every and task is None:
         raise click.UsageError("Which ones? Give ids, --task NAME, or --all.")
     return lambda letter: (
-        (not task_ids or any(letter.info.id.startswith(i) for i in task_ids)) and (task is None or letter.info.task == task)
+        (not task_ids or any(letter.info.id.startswith(i) for i in task_ids))
+        and (task is None or letter.info.task == task)
     )
 
 
@@ -160,6 +169,8 @@ def _message(payload: bytes) -> dict[str, Any]:
     return {
         "content_type": header.content_type,
         "enqueued_at": header.enqueued_at,
-        "extra": {k: v if isinstance(v, str | int | float | list | dict) else repr(v) for k, v in (header.extra or {}).items()},
+        "extra": {
+            k: v if isinstance(v, str | int | float | list | dict) else repr(v) for k, v in (header.extra or {}).items()
+        },
         "body": content.decode("utf-8", "replace"),
     }

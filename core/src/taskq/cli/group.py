@@ -72,7 +72,9 @@ class Context:
             ConfigError: none was named.
         """
         if not self.app_path:
-            raise ConfigError("which application? Name it with -A module[:attribute], for example: taskq -A hello worker")
+            raise ConfigError(
+                "which application? Name it with -A module[:attribute], for example: taskq -A hello worker"
+            )
         return self.app
 
     @property
@@ -199,7 +201,7 @@ def load_app(path: str) -> TaskQ:
     except Exception as error:
         raise ConfigError(f"-A {path}: importing it failed: {type(error).__name__}: {error}") from error
     if attribute:
-        found = module
+        found: Any = module
         for part in attribute.split("."):
             found = getattr(found, part, None)
         if not isinstance(found, TaskQ):
@@ -213,7 +215,9 @@ def load_app(path: str) -> TaskQ:
         return next(iter(apps.values()))
     if apps:
         raise ConfigError(f"-A {path}: several applications there: {', '.join(apps)}; choose one with -A {path}:NAME")
-    raise ConfigError(f"-A {path}: no TaskQ application in that module; make one: app = TaskQ({module_name.split('.')[-1]!r})")
+    raise ConfigError(
+        f"-A {path}: no TaskQ application in that module; make one: app = TaskQ({module_name.split('.')[-1]!r})"
+    )
 
 
 @click.group(cls=TaskQGroup, context_settings={"help_option_names": ["-h", "--help"]})

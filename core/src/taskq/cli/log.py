@@ -6,7 +6,7 @@ import json
 import logging
 import sys
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 if TYPE_CHECKING:
     from taskq.app import TaskQ
@@ -15,7 +15,11 @@ if TYPE_CHECKING:
 class _Text(logging.Formatter):
     """``12:00:00 INFO  worker ready …``, coloured on a terminal."""
 
-    colours = {logging.WARNING: "\x1b[33m", logging.ERROR: "\x1b[31m", logging.CRITICAL: "\x1b[1;31m"}
+    colours: ClassVar[dict[int, str]] = {
+        logging.WARNING: "\x1b[33m",
+        logging.ERROR: "\x1b[31m",
+        logging.CRITICAL: "\x1b[1;31m",
+    }
 
     def __init__(self, *, colour: bool) -> None:
         super().__init__("%(asctime)s.%(msecs)03d %(levelname)-8s %(message)s", "%H:%M:%S")

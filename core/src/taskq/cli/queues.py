@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 import click
 
@@ -68,7 +69,9 @@ def purge(context: Context, names: str | None, force: bool, as_json: bool) -> No
     if not isinstance(transport, SupportsPurge):
         raise NotSupported(f"{context.app.broker_name} cannot empty a queue")
     if not force:
-        click.confirm(f"Throw away all messages of {', '.join(wanted)} on {context.app.broker_name}?", abort=True, err=True)
+        click.confirm(
+            f"Throw away all messages of {', '.join(wanted)} on {context.app.broker_name}?", abort=True, err=True
+        )
     counts = dict(transport.purge(wanted))
     if as_json:
         click.echo(json.dumps(counts))
@@ -83,7 +86,8 @@ def purge(context: Context, names: str | None, force: bool, as_json: bool) -> No
 def maintain(context: Context) -> None:
     """Reap dead workers' messages, promote delayed ones, sweep expired results, until nothing is due."""
     app: TaskQ = context.app
-    for label, part in (("broker", app.transport), ("result store", app.store)):
+    parts: list[tuple[str, Any]] = [("broker", app.transport), ("result store", app.store)]
+    for label, part in parts:
         if not isinstance(part, SupportsMaintenance | SupportsStoreMaintenance):
             click.echo(f"{label}: nothing to maintain")
             continue

@@ -28,8 +28,8 @@ from taskq.states import SUCCESS
 @shared_options
 @click.pass_obj
 def call(
-    context: Context, name: str, args_json: str, kwargs_json: str, eta: str | None, wait: float | None, as_json: bool,
-    **options: Any,
+    context: Context, /, name: str, args_json: str, kwargs_json: str, eta: str | None, wait: float | None,
+    as_json: bool, **options: Any,
 ) -> None:  # fmt: skip
     """Send task NAME; print its id."""
     args, kwargs = _json(args_json, list, "--args"), _json(kwargs_json, dict, "--kwargs")
@@ -86,7 +86,9 @@ def _print_result(context: Context, sent: Any, wait: float, as_json: bool, trace
         entry = {"id": sent.id, "state": state, "result": None if failed else value, "error": text if failed else None}
         click.echo(json.dumps({**entry, "traceback": sent.traceback if failed else None}, default=str))
     else:
-        click.echo(state if value is None and state != SUCCESS else f"{state}: {text!r}" if not failed else f"{state}: {text}")
+        click.echo(
+            state if value is None and state != SUCCESS else f"{state}: {text!r}" if not failed else f"{state}: {text}"
+        )
         if traceback and sent.traceback:
             click.echo(sent.traceback)
     if state != SUCCESS:

@@ -25,7 +25,7 @@ from taskq.errors import ConfigError
 @click.option("-I", "--include", metavar="MODULE,…", help="Modules to import for their tasks.")
 @shared_options
 @click.pass_obj
-def worker(context: Context, **options: Any) -> None:
+def worker(context: Context, /, **options: Any) -> None:
     """Take messages and run their tasks, until TERM or INT.
 
     The first TERM or INT lets running tasks finish within the grace, a second one interrupts them, QUIT ends at once.

@@ -1,6 +1,7 @@
 """The plugin interface: all that a transport, store, pool, serializer, compressor, scheduler or autoscaler needs.
 
-``SPI_VERSION`` is the interface's own version. Plugins import this package, ``taskq.errors`` and ``taskq.testing`` only.
+``SPI_VERSION`` is the interface's own version. Plugins import this package, ``taskq.errors`` and ``taskq.testing``
+only.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """What a component can do, as data.
 
-The kernel plans with these (native, emulated by the kernel, or refused at start-up), ``taskq plugins show`` prints them,
-and the conformance kit tests them: what is declared and fails is red, what works undeclared is reported.
+The kernel plans with these (native, emulated by the kernel, or refused at start-up), ``taskq plugins show`` prints
+them, and the conformance kit tests them: what is declared and fails is red, what works undeclared is reported.
 """
 
 from __future__ import annotations
@@ -43,7 +43,10 @@ class LeaseScope(StrEnum):
 
 
 class Fencing(StrEnum):
-    """Whether a settlement that comes after its lease ended is refused: by the server, by this client, or not at all."""
+    """Whether a settlement that comes after its lease ended is refused.
+
+    By the server, by this client, or not at all.
+    """
 
     EXACT = "exact"
     LOCAL = "local"
@@ -194,6 +197,19 @@ def as_dict(capabilities: Any) -> dict[str, Any]:
 
 
 __all__ = [
-    "Capabilities", "DeliveryCount", "Durability", "Durable", "Duplicates", "Fencing", "HandBack", "LeaseScope",
-    "Ordering", "PoolCapabilities", "ReadableBy", "StoreCapabilities", "Support", "WakeUp", "as_dict",
+    "Capabilities",
+    "DeliveryCount",
+    "Duplicates",
+    "Durability",
+    "Durable",
+    "Fencing",
+    "HandBack",
+    "LeaseScope",
+    "Ordering",
+    "PoolCapabilities",
+    "ReadableBy",
+    "StoreCapabilities",
+    "Support",
+    "WakeUp",
+    "as_dict",
 ]  # fmt: skip

@@ -14,7 +14,7 @@ from msgspec import Struct
 _MISSING: Any = object()
 
 
-def option(default: Any = _MISSING, *, help: str, secret: bool = False,  # noqa: A002  the field's own word
+def option(default: Any = _MISSING, *, help: str, secret: bool = False,
            choices: Sequence[Any] | None = None, minimum: float | None = None, unit: str = "") -> Any:  # fmt: skip
     """Declare one option as a dataclass field.
 

@@ -139,7 +139,8 @@ class Pool(Protocol):
 class SupportsInline(Protocol):
     """A pool that runs jobs on the worker's own thread, without a hand-off.
 
-    ``finished`` holds, after ``run`` was left by an exception, what had finished until then; empty after one that returned.
+    ``finished`` holds, after ``run`` was left by an exception, what had finished until then; empty after one that
+    returned.
     """
 
     finished: list[Finished]
@@ -148,6 +149,7 @@ class SupportsInline(Protocol):
         """Pop jobs from the left and run them until none is left or ``slice_s`` seconds have passed; at least one.
 
         Another thread may take jobs from the right at any time. Blocking: as long as a job runs. Threads: the worker's
-        main thread. Idempotence: no. Order: as given. Errors: TaskInterrupted, after which the running job is unfinished.
+        main thread. Idempotence: no. Order: as given. Errors: TaskInterrupted, after which the running job is
+        unfinished.
         """
         ...

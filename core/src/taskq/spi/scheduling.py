@@ -11,9 +11,9 @@ from msgspec import Struct
 class Schedule(Struct, kw_only=True):
     """One schedule: what to send and when.
 
-    ``rule`` is ``every SECONDS``, ``at EPOCH_SECONDS`` (once) or ``cron EXPRESSION`` where the scheduler declares it; ``args``
-    and ``kwargs`` are plain data of the json serializer; ``options`` are those of ``apply_async``. ``next_due`` is in seconds
-    since the epoch, None when it will not fire again. ``version`` grows with every change.
+    ``rule`` is ``every SECONDS``, ``at EPOCH_SECONDS`` (once) or ``cron EXPRESSION`` where the scheduler declares it;
+    ``args`` and ``kwargs`` are plain data of the json serializer; ``options`` are those of ``apply_async``.
+    ``next_due`` is in seconds since the epoch, None when it will not fire again. ``version`` grows with every change.
     """
 
     id: str
@@ -78,11 +78,17 @@ class Scheduler(Protocol):
         ...
 
     def settle(self, fired: Sequence[Fire], *, now: float) -> None:
-        """Mark firings as sent and compute the next due times. Blocking: a round trip. Idempotence: yes. Order: free."""
+        """Mark firings as sent and compute the next due times.
+
+        Blocking: a round trip. Idempotence: yes. Order: free.
+        """
         ...
 
     def next_due(self) -> float | None:
-        """Return the earliest due time of an enabled schedule. Blocking: a round trip. Idempotence: yes. Order: free."""
+        """Return the earliest due time of an enabled schedule.
+
+        Blocking: a round trip. Idempotence: yes. Order: free.
+        """
         ...
 
     def wake(self, timeout: float) -> bool:

@@ -139,6 +139,4 @@ class AutoscalerSpec(Struct, frozen=True, kw_only=True):
     summary: str = ""
 
 
-ComponentSpec = (
-    TransportSpec | StoreSpec | PoolSpec | SerializerSpec | CompressorSpec | SchedulerSpec | AutoscalerSpec
-)
+ComponentSpec = TransportSpec | StoreSpec | PoolSpec | SerializerSpec | CompressorSpec | SchedulerSpec | AutoscalerSpec

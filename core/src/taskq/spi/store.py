@@ -41,8 +41,9 @@ class ResultStore(Protocol):
     def put(self, records: Sequence[Record]) -> Sequence[str]:
         """Store records; return the ids that were superseded, that is, not stored because a better one is there.
 
-        A terminal record is never replaced by one of the same or an earlier (epoch, attempt), and no record by one of an
-        earlier (epoch, attempt) or, at the same, a terminal by a non-terminal one. Whoever waits for an id is told.
+        A terminal record is never replaced by one of the same or an earlier (epoch, attempt), and no record by one of
+        an earlier (epoch, attempt) or, at the same, a terminal by a non-terminal one. Whoever waits for an id is
+        told.
 
         Blocking: a round trip per batch limit. Threads: any. Idempotence: yes (the repeat is reported as superseded).
         Order: within the batch as given. Errors: StoreUnavailable: nothing is known, repeat; ResultTooLarge: nothing
@@ -117,9 +118,9 @@ class OpKind(StrEnum):
 class Op(Struct, frozen=True, kw_only=True):
     """One operation on one key (ASCII, at most 200 bytes).
 
-    ``value``: new value for PUT, PUT_IF_ABSENT, COMPARE_AND_SET; ``expected``: for COMPARE_AND_SET and DELETE (None: must be
-    absent, or for DELETE any); ``amount``: for INCREMENT, of a decimal number; ``ttl``: seconds the key lives from now, None
-    for ever. INCREMENT sets the ttl only when it makes the key.
+    ``value``: new value for PUT, PUT_IF_ABSENT, COMPARE_AND_SET; ``expected``: for COMPARE_AND_SET and DELETE (None:
+    must be absent, or for DELETE any); ``amount``: for INCREMENT, of a decimal number; ``ttl``: seconds the key lives
+    from now, None for ever. INCREMENT sets the ttl only when it makes the key.
     """
 
     kind: OpKind
@@ -141,9 +142,9 @@ class OpResult(Struct, frozen=True):
 class Coordination(Protocol):
     """Small shared state with atomic operations: deduplication, counters, semaphores, leader election.
 
-    ``StoreCapabilities.keeps`` says whether entries may be evicted; the kernel refuses an evictable store for uniqueness,
-    locks and limits. Every method: Blocking: a round trip per batch limit. Threads: any. Order: within the batch as given.
-    Errors: OutcomeUnknown when sent but unanswered; StoreUnavailable when not sent.
+    ``StoreCapabilities.keeps`` says whether entries may be evicted; the kernel refuses an evictable store for
+    uniqueness, locks and limits. Every method: Blocking: a round trip per batch limit. Threads: any. Order: within
+    the batch as given. Errors: OutcomeUnknown when sent but unanswered; StoreUnavailable when not sent.
     """
 
     def apply(self, ops: Sequence[Op]) -> Sequence[OpResult]:
@@ -151,7 +152,10 @@ class Coordination(Protocol):
         ...
 
     def acquire(self, key: str, owner: str, *, slots: int = 1, ttl: float) -> bool:
-        """Take one of ``slots`` places for ``owner`` until ``ttl``; True also when the owner has one. Idempotence: yes."""
+        """Take one of ``slots`` places for ``owner`` until ``ttl``.
+
+        True also when the owner has one. Idempotence: yes.
+        """
         ...
 
     def renew(self, key: str, owner: str, *, ttl: float) -> bool:

@@ -1,10 +1,11 @@
 """The transport interface: how messages travel. Synchronous, blocking, batch-first.
 
 Threads, for every implementation: ``Consumer.fetch``, ``subscribe`` and ``credit`` are called by the intake thread;
-``settle``, ``flush`` and ``extend`` by one other thread at a time, while a fetch may be blocking; ``Transport.send`` and the
-abilities by any thread; ``wake`` anywhere, a signal handler included. A client whose connection belongs to one thread
-keeps an I/O thread of its own. No lock may be held over a blocking fetch. Nothing opened survives a fork: the kernel
-opens a new transport in the child, and an implementation must not touch inherited connections (not even to close them).
+``settle``, ``flush`` and ``extend`` by one other thread at a time, while a fetch may be blocking; ``Transport.send``
+and the abilities by any thread; ``wake`` anywhere, a signal handler included. A client whose connection belongs to
+one thread keeps an I/O thread of its own. No lock may be held over a blocking fetch. Nothing opened survives a fork:
+the kernel opens a new transport in the child, and an implementation must not touch inherited connections (not even to
+close them).
 
 Every call to a server has a timeout. Errors are ``taskq.errors`` types; ``retryable`` tells the kernel what to do.
 """
@@ -53,8 +54,8 @@ class Consumer(Protocol):
     def credit(self, n: int, max_bytes: int) -> None:
         """Limit what is held unsettled, the consumer's own read-ahead included, to ``n`` messages and ``max_bytes``.
 
-        A single message larger than ``max_bytes`` is still delivered when nothing else is held. Lowering the limit takes
-        nothing back. A transport that only fetches on demand checks it in ``fetch``.
+        A single message larger than ``max_bytes`` is still delivered when nothing else is held. Lowering the limit
+        takes nothing back. A transport that only fetches on demand checks it in ``fetch``.
 
         Blocking: no. Threads: intake. Idempotence: yes. Order: at any time. Errors: TransportError.
         """
@@ -63,11 +64,11 @@ class Consumer(Protocol):
     def fetch(self, limit: int, wait: float, *, ahead: int = 0) -> Fetched:
         """Return up to ``limit`` deliveries as soon as there is one, or none after ``wait`` seconds or a ``wake``.
 
-        ``wait`` 0 returns at once. ``ahead`` is how many more may be requested from the server already for the next call;
-        they count as held; ignoring it is allowed. Losses found since the last call are reported once.
+        ``wait`` 0 returns at once. ``ahead`` is how many more may be requested from the server already for the next
+        call; they count as held; ignoring it is allowed. Losses found since the last call are reported once.
 
-        Blocking: up to ``wait`` plus one round trip. Threads: intake. Idempotence: no. Order: within the declared ordering.
-        Errors: TransportError; after a retryable one the next call reconnects.
+        Blocking: up to ``wait`` plus one round trip. Threads: intake. Idempotence: no. Order: within the declared
+        ordering. Errors: TransportError; after a retryable one the next call reconnects.
         """
         ...
 
@@ -96,7 +97,8 @@ class Consumer(Protocol):
 
         Called about every third of the lease. A no-op where the scope is ``connection`` or ``none``.
 
-        Blocking: one round trip per batch limit. Threads: settling. Idempotence: yes. Order: free. Errors: TransportError.
+        Blocking: one round trip per batch limit. Threads: settling. Idempotence: yes. Order: free. Errors:
+        TransportError.
         """
         ...
 
@@ -150,8 +152,8 @@ class Transport(Protocol):
     def send(self, batch: Sequence[Outbound]) -> Sequence[SendFailure]:
         """Hand messages to the broker; return when each is accepted at the declared durability, or is listed as failed.
 
-        Any length: the implementation splits by its own batch limit. Messages of one queue and priority are stored in the
-        order given. An unknown queue is created where the server lets clients create queues.
+        Any length: the implementation splits by its own batch limit. Messages of one queue and priority are stored in
+        the order given. An unknown queue is created where the server lets clients create queues.
 
         Blocking: one round trip per batch limit. Threads: any. Idempotence: no; the same id may be sent again after
         ``maybe_sent`` and then may be there twice. Order: kept. Errors: TransportError: nothing of the batch was sent.

@@ -1,7 +1,7 @@
 """Broker and result store URLs.
 
-``SCHEME://user:password@host:port/path?option=value``; ``;`` separates fail-over servers. A URL's repr and str never show
-its password; ``raw()`` does.
+``SCHEME://user:password@host:port/path?option=value``; ``;`` separates fail-over servers. A URL's repr and str never
+show its password; ``raw()`` does.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """Admission: from deliveries to jobs, by their headers alone.
 
-What cannot or need not run is ended here: undecodable, unknown task, expired, too early. What needs care before it starts
-is told apart: a redelivered message may be the one that killed its worker, so such messages start one at a time.
+What cannot or need not run is ended here: undecodable, unknown task, expired, too early. What needs care before it
+starts is told apart: a redelivered message may be the one that killed its worker, so such messages start one at a
+time.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from taskq.envelope import EXPIRES, GROUP, NOT_BEFORE, PARKED, PRIORITY, STORE, 
 from taskq.errors import DecodeError, StoreError, TaskDead, TaskExpired, UnknownTask
 from taskq.failure import encode_error
 from taskq.message import DEAD, DONE, Delivery, Job, Outbound, Outcome
-from taskq.spi.store import Coordination, Op, OpKind
+from taskq.spi.store import Coordination, Op, OpKind, ResultStore
 from taskq.states import DEAD as STATE_DEAD
 from taskq.states import EXPIRED
 from taskq.worker.settler import Settler, decode_follow_ups
@@ -45,11 +46,12 @@ class Admission:
         self._keys = itertools.count(1)
         self._max_deliveries = app.settings.max_deliveries
         self._park_for = app.settings.unknown_task_wait
-        transport, store = app.transport, app.store
-        self._max_delay = transport.capabilities.max_delay_s
-        self._store = store
+        store: Any = app.store
+        self._max_delay = app.transport.capabilities.max_delay_s
+        self._store: ResultStore | None = store
         self._store_label = app.store_label
-        self._coordination = store if isinstance(store, Coordination) and store.capabilities.coordination else None
+        counts = store is not None and store.capabilities.coordination and isinstance(store, Coordination)
+        self._coordination: Coordination | None = store if counts else None
         self._careful_tasks = {n for n, t in app.tasks.items() if t.at_most_once or self._tracks(t)}
         self._expected = set(app.tasks)
         self._warned_stores: set[str] = set()
@@ -239,4 +241,3 @@ class Admission:
 def run_key(header: Header) -> RunKey:
     """Return what names one run of one task: id, epoch, attempt."""
     return header.id, int(header.get(envelope.EPOCH, 0)), header.attempt
-

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from taskq.errors import TransportError
+from taskq.message import QueueStats
 from taskq.spi.scheduling import Autoscaler, LoadSample
 from taskq.spi.transport import SupportsStats
 
@@ -61,10 +63,11 @@ class Autoscale:
         backlog: int | None = None
         oldest: float | None = None
         if isinstance(worker.transport, SupportsStats):
+            counts: Sequence[QueueStats] = ()
             try:
-                counts = worker.transport.stats([q.queue for q in worker.queues]).values()
-            except TransportError:
-                counts = ()
+                counts = list(worker.transport.stats([q.queue for q in worker.queues]).values())
+            except TransportError as error:
+                logger.debug("autoscale: no counts this time: %s", error)
             known = [c.ready for c in counts if c.ready is not None]
             ages = [c.oldest_age for c in counts if c.oldest_age is not None]
             backlog = sum(known) if known else None

@@ -1,8 +1,8 @@
 """The two ways of running jobs: on the worker's own thread, or handed to a pool.
 
 Both take messages, admit them, have them run and queue their ends; they differ in who runs and who settles. What must
-happen before a careful job starts (an at-most-once acknowledgement, recording STARTED, the verdict on a suspect) happens
-here, right before the start.
+happen before a careful job starts (an at-most-once acknowledgement, recording STARTED, the verdict on a suspect)
+happens here, right before the start.
 """
 
 from __future__ import annotations
@@ -121,7 +121,9 @@ class Engine:
             if not self.drop_unstarted(job) and job.header is not None:
                 self.admission.orphans[run_key(job.header)] = job
         if gone:
-            logger.warning("%d message(s) lost their lease (%s); the broker gives them out again", len(gone), losses[0].reason)
+            logger.warning(
+                "%d message(s) lost their lease (%s); the broker gives them out again", len(gone), losses[0].reason
+            )
 
     def _readopt(self) -> None:
         adopted, self.admission.adopted = self.admission.adopted, []
@@ -444,5 +446,3 @@ class PoolEngine(Engine):
         self._done.put(None)
         if self._thread.ident is not None:
             self._thread.join(timeout=10)
-
-

@@ -8,7 +8,8 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
 from taskq.errors import StoreError, TransportError
 from taskq.spi.capabilities import HandBack, LeaseScope
@@ -126,11 +127,9 @@ class Keeper:
 
     def _maintain(self) -> None:
         worker = self._worker
-        chores = []
-        if isinstance(worker.transport, SupportsMaintenance):
-            chores.append(worker.transport.maintain)
-        if isinstance(worker.store, SupportsStoreMaintenance):
-            chores.append(worker.store.maintain)
+        parts: list[Any] = [worker.transport, worker.store]
+        kinds = (SupportsMaintenance, SupportsStoreMaintenance)
+        chores: list[Callable[[float], float]] = [part.maintain for part in parts if isinstance(part, kinds)]
         due = [0.0] * len(chores)
         while chores:
             for i, chore in enumerate(chores):

@@ -4,7 +4,8 @@ Where both are one server the whole end of a message is one step (a fused commit
 outcome with its follow-ups, send the follow-ups, acknowledge. A crash between two steps leaves the message with the
 broker; whoever gets it next finds the stored outcome, sends the follow-ups again and acknowledges (``admission``).
 
-A server that is down blocks the settler, never the leases: finished work waits here, and intake stops until it is through.
+A server that is down blocks the settler, never the leases: finished work waits here, and intake stops until it is
+through.
 """
 
 from __future__ import annotations
@@ -24,7 +25,17 @@ from taskq.errors import ResultTooLarge, StoreError, TransportError
 from taskq.events import Event
 from taskq.failure import ErrorInfo, ResultPayload, encode_payload
 from taskq.message import (
-    ACK, DEAD, RELEASE, RELEASED, Commit, Job, Lost, Outbound, Outcome, Record, Settlement,
+    ACK,
+    DEAD,
+    RELEASE,
+    RELEASED,
+    Commit,
+    Job,
+    Lost,
+    Outbound,
+    Outcome,
+    Record,
+    Settlement,
 )  # fmt: skip
 from taskq.runtime import FINISHED
 from taskq.spi.pool import Finished
@@ -231,7 +242,15 @@ class Settler:
                     info = ErrorInfo("taskq.errors", "ResultTooLarge", str(error))
                     payload = encode_payload(ResultPayload("json", None, info, None, time.time(), self._worker))
                     small = Record(
-                        record.id, FAILURE, payload, True, record.attempt, record.epoch, record.ttl, record.reply, record.follow_ups
+                        record.id,
+                        FAILURE,
+                        payload,
+                        True,
+                        record.attempt,
+                        record.epoch,
+                        record.ttl,
+                        record.reply,
+                        record.follow_ups,
                     )
                     self._store.put([small])
 
@@ -243,9 +262,11 @@ class Settler:
         for failure in failures:
             commit, outbound = origin[failure.index]
             if failure.retryable:
-                raise TransportError(f"a follow-up message for queue {outbound.queue!r} was not accepted: {failure.reason}")
+                raise TransportError(
+                    f"a follow-up message for queue {outbound.queue!r} was not accepted: {failure.reason}"
+                )
             logger.error(
-                "message [%s] for queue %r cannot be sent (%s); its cause stays in its queue and is tried again in %d s",
+                "message [%s] for queue %r cannot be sent (%s); what led to it stays queued and runs again in %d s",
                 outbound.id, outbound.queue, failure.reason, _UNSENDABLE_DELAY,
             )  # fmt: skip
             commit.settlement.kind = RELEASE
@@ -257,7 +278,9 @@ class Settler:
         batch.tried = True
         if not error.retryable:
             self.fatal = error
-            logger.critical("finished tasks cannot be settled; they stay unacknowledged and run again elsewhere: %s", error)
+            logger.critical(
+                "finished tasks cannot be settled; they stay unacknowledged and run again elsewhere: %s", error
+            )
         elif not self.blocked:
             logger.error(
                 "finished tasks cannot be settled now: %s. They are kept and settled when the server is back; "
@@ -272,7 +295,9 @@ class Settler:
         if repeated:
             return  # the first try may have gone through before its answer was lost
         logger.warning(
-            "%d finished message(s) had lost their lease (%s); whoever holds them now decides", len(lost), lost[0].reason
+            "%d finished message(s) had lost their lease (%s); whoever holds them now decides",
+            len(lost),
+            lost[0].reason,
         )
 
 

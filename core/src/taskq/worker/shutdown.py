@@ -11,6 +11,7 @@ from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 from taskq.errors import TaskInterrupted
+from taskq.worker.engines import InlineEngine
 
 if TYPE_CHECKING:
     from taskq.worker.worker import Worker
@@ -69,8 +70,7 @@ class Signals:
             self._timer = threading.Timer(_LAST_RESORT, self._give_up)
             self._timer.daemon = True
             self._timer.start()
-        engine = worker.engine
-        if worker.pool_caps.inline and engine.running:
+        if isinstance(worker.engine, InlineEngine) and worker.engine.running:
             raise TaskInterrupted("the worker stops now")
 
     def _cold(self, number: int, frame: FrameType | None) -> None:
@@ -81,7 +81,9 @@ class Signals:
     def _give_up(self) -> None:
         """The task does not give way: hand its message back and end the process around it."""
         worker = self._worker
-        logger.error("a task did not give way within %.0f s of its interruption; the process ends around it", _LAST_RESORT)
+        logger.error(
+            "a task did not give way within %.0f s of its interruption; the process ends around it", _LAST_RESORT
+        )
         deadline = time.monotonic() + 2.0
         try:
             worker.engine.give_back(list(worker.held.values()))

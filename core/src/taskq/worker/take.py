@@ -1,7 +1,7 @@
 """How much to take: free slots, plus what the pool will have finished by the time the next batch can be here.
 
-Estimates are kept per task name and the slowest name seen lately rules, because the next batch may hold nothing else. So
-no-op floods move in batches of hundreds, and one task of a second brings the worker back to taking one at a time.
+Estimates are kept per task name and the slowest name seen lately rules, because the next batch may hold nothing else.
+So no-op floods move in batches of hundreds, and one task of a second brings the worker back to taking one at a time.
 """
 
 from __future__ import annotations
@@ -72,5 +72,3 @@ class TakeEstimator:
         # Grow by doubling: one fast batch says little about the next.
         self._grown = min(self._cap + self._slots, max(self._slots, self._grown) * 2)
         return max(self._slots, min(self._cap, ahead, self._grown))
-
-

@@ -19,8 +19,8 @@ from taskq.spi.capabilities import PoolCapabilities, Support
 from taskq.spi.pool import Finished
 from taskq.spi.specs import PoolConfig
 from taskq.spi.transport import Committer, SupportsFuse
-from taskq.states import FAILURE, RETRY
 from taskq.states import DEAD as STATE_DEAD
+from taskq.states import FAILURE, RETRY
 from taskq.worker.admission import Admission
 from taskq.worker.autoscale import Autoscale
 from taskq.worker.engines import InlineEngine, PoolEngine
@@ -42,7 +42,8 @@ class Worker:
     """One worker of one application.
 
     ``run()`` blocks until a signal or ``stop()``; ``start()`` runs it on a thread, for tests and for applications that
-    embed a worker. Options are the settings under ``worker`` (``pool``, ``concurrency``, ``queues``, ``grace`` in seconds, …).
+    embed a worker. Options are the settings under ``worker`` (``pool``, ``concurrency``, ``queues``, ``grace`` in
+    seconds, …).
 
     Raises:
         ConfigError, NotSupported: the chosen combination cannot honour a setting or a task's option.
@@ -130,7 +131,7 @@ class Worker:
         if caps.max_concurrency is not None:
             if asked is not None and asked > caps.max_concurrency:
                 raise NotSupported(
-                    f"pool {self.pool_name} runs {caps.max_concurrency} task at a time; concurrency {asked} cannot be kept. "
+                    f"pool {self.pool_name} runs {caps.max_concurrency} task at a time, not {asked}. "
                     "Choose another pool (-P threads), or start several workers"
                 )
             return caps.max_concurrency
@@ -143,7 +144,7 @@ class Worker:
         app = self.app
         if not app.tasks:
             raise WorkerError(
-                f"application {app.name!r} has no tasks; import the modules that define them (setting include, or -A module)"
+                f"application {app.name!r} has no tasks; import the modules that define them (include, or -A module)"
             )
         problems = []
         for task in app.tasks.values():
@@ -152,12 +153,17 @@ class Worker:
             if task.time_limit is not None and caps.hard_limit is Support.NO:
                 problems.append(f"task {task.name} has time_limit, which pool {self.pool_name} cannot keep")
             if task.pool is not None and task.pool != self.pool_name:
-                problems.append(f"task {task.name} asks for pool {task.pool!r}, this worker has {self.pool_name!r} only")
+                problems.append(
+                    f"task {task.name} asks for pool {task.pool!r}, this worker has {self.pool_name!r} only"
+                )
             if task.is_async and caps.async_tasks is Support.NO:
                 problems.append(f"task {task.name} is async, which pool {self.pool_name} cannot run")
-        for label in ("max_tasks_per_child", "max_memory_per_child"):
-            if getattr(self.settings, label) is not None and not caps.recycle:
-                problems.append(f"worker.{label} is set, which pool {self.pool_name} cannot keep")
+        if not caps.recycle:
+            problems += [
+                f"worker.{label} is set, which pool {self.pool_name} cannot keep"
+                for label in ("max_tasks_per_child", "max_memory_per_child")
+                if getattr(self.settings, label) is not None
+            ]
         if problems:
             raise NotSupported("; ".join(problems) + ". Choose another pool with -P, or remove the option")
         codec = app.codec
@@ -197,8 +203,8 @@ class Worker:
             app.plugins.worker_ready(self)
             self.ready.set()
             logger.info(
-                "worker %s ready: pool %s, concurrency %d, queues %s, broker %s, %s", self.name, self.pool_name, self.slots,
-                ", ".join(q.queue for q in self.queues), app.broker_name,
+                "worker %s ready: pool %s, concurrency %d, queues %s, broker %s, %s",
+                self.name, self.pool_name, self.slots, ", ".join(q.queue for q in self.queues), app.broker_name,
                 "no result store" if self.store is None else "results fused" if self.fused else "results stored",
             )  # fmt: skip
             self.engine.run()
