@@ -27,7 +27,7 @@ class ZlibCompressor:
         """Decompress exactly one stream, producing at most ``max_size`` bytes. Errors: DecodeError."""
         stream = zlib.decompressobj()
         try:
-            # One byte more than allowed tells "exactly the limit" from "beyond it"; and a limit of 0 means none to zlib.
+            # One byte more than allowed tells "exactly the limit" from "beyond it"; a limit of 0 means none to zlib.
             out = stream.decompress(data, max(0, max_size) + 1)
         except zlib.error as error:
             raise DecodeError(f"cannot decompress {len(data)} bytes as zlib: {error}") from error

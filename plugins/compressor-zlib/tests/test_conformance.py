@@ -1,0 +1,15 @@
+"""The conformance suite of compressors."""
+
+from __future__ import annotations
+
+from taskq.testing import CompressorSuite
+
+
+class TestConformance(CompressorSuite):
+    name = "zlib"
+
+
+class TestStored(CompressorSuite):
+    name = "zlib"
+    options = {"level": 0}  # noqa: RUF012  as declared by the suite
+    skip_reasons = {"test_it_makes_text_smaller": "level 0 stores"}  # noqa: RUF012
