@@ -102,31 +102,12 @@ class TaskRuntime:
     # ------------------------------------------------------------------------------------------------ compiling
 
     def _compile(self, task: Task[..., Any]) -> Execute:
-        if task.is_async:
-            async_chain = self._async_chain(task)
-
-            def run_async(request: Request) -> Any:
-                return self._thread_loop().run(_await(async_chain, request))
-
-            chain: Callable[[Request], Any] = run_async
-        else:
-            call = task.call
-
-            def core(request: Request) -> Any:
-                return call(*request.args, **request.kwargs)
-
-            chain = compose_run(core, [*self.app.middlewares, *task.hook_middlewares()])
-
         codec = self.app.codec
         content_type = codec.settings.serializer
         loads = codec.serializer(content_type).loads if content_type in codec.settings.accept else None
         models, worker, unframe = task.models, self.worker, envelope.decode
-        set_request = request_var.set
+        invoke = self._invoker(task)
         prepare, success, failed = self._prepare, self._success, self._failed
-
-        def invoke(request: Request) -> Any:
-            set_request(request)
-            return chain(request)
 
         def execute(job: Job) -> Outcome:
             header = job.header
@@ -160,6 +141,32 @@ class TaskRuntime:
                 return failed(task, job, request, error)
 
         return execute
+
+    def _invoker(self, task: Task[..., Any]) -> Callable[[Request], Any]:
+        """Return what runs a task and its middleware; it is called in a context of its own."""
+        set_request, call = request_var.set, task.call
+        middlewares = [*self.app.middlewares, *task.hook_middlewares()]
+        if not middlewares and not task.is_async:
+
+            def invoke_plain(request: Request) -> Any:
+                set_request(request)
+                return call(*request.args, **request.kwargs)
+
+            return invoke_plain
+
+        if task.is_async:
+            async_chain = self._async_chain(task)
+
+            def chain(request: Request) -> Any:
+                return self._thread_loop().run(_await(async_chain, request))
+        else:
+            chain = compose_run(lambda request: call(*request.args, **request.kwargs), middlewares)
+
+        def invoke(request: Request) -> Any:
+            set_request(request)
+            return chain(request)
+
+        return invoke
 
     def _async_chain(self, task: Task[..., Any]) -> Callable[[Request], Any]:
         call = task.call

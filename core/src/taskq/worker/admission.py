@@ -104,7 +104,6 @@ class Admission:
     # ------------------------------------------------------------------------------------------ ended right here
 
     def _undecodable(self, delivery: Delivery, error: DecodeError) -> None:
-        logger.error("a message of queue %r goes to the dead-letter queue: %s", delivery.queue, error)
         job = Job(next(self._keys), delivery.payload, "", delivery.queue, delivery.deliveries, 0, None, delivery)
         self._settler.end(job, Outcome(DEAD, STATE_DEAD, None, (), f"undecodable: {error}"))
 
@@ -126,14 +125,12 @@ class Admission:
             self._settler.forward(job, (again,))
             return
         reason = f"unknown task {job.task!r}: no worker that knows it took it within {self._park_for:g} s"
-        logger.error("task [%s] goes to the dead-letter queue: %s", header.id, reason)
         self._settler.end(job, Outcome(DEAD, STATE_DEAD, self._error(header, UnknownTask(reason)), (), reason))
 
     def _ended_early(self, job: Job, header: Header, extra: dict[str, Any], now: float) -> bool:
         expires = extra.get(EXPIRES)
         if expires is not None and expires <= now:
             reason = f"expired {now - expires:.1f} s before a worker took it"
-            logger.info("task %s [%s] %s; it is not run", job.task, header.id, reason)
             self._settler.end(job, Outcome(DONE, EXPIRED, self._error(header, TaskExpired(reason)), (), reason))
             return True
         not_before = extra.get(NOT_BEFORE)
@@ -209,7 +206,6 @@ class Admission:
             f"it was started {starts} times without an outcome (max_deliveries is {self._max_deliveries}): "
             "it probably kills its worker"
         )
-        logger.error("task %s [%s] goes to the dead-letter queue: %s", job.task, header.id, reason)
         outcome = Outcome(DEAD, STATE_DEAD, self._error(header, TaskDead(reason)), (), reason)
         self._settler.end(job, outcome)
         return False

@@ -148,7 +148,6 @@ class Engine:
         if mine:
             self.take.saw([job.task for job in jobs], mine)
             self.settler.finish(jobs, mine)
-            self.worker.log_ends(jobs, mine)
 
     def _keep_orphan(self, finished: Finished) -> None:
         kept = self.worker.finished_orphans

@@ -41,6 +41,7 @@ from taskq.runtime import FINISHED
 from taskq.spi.pool import Finished
 from taskq.spi.store import ResultStore
 from taskq.spi.transport import Committer, Consumer, Transport
+from taskq.states import DEAD as STATE_DEAD
 from taskq.states import FAILURE, RETRY
 
 if TYPE_CHECKING:
@@ -90,6 +91,7 @@ class Settler:
         self.blocked = False
         """Whether a server is down, so that finished work waits here."""
         self.fatal: Exception | None = None
+        self._log_successes = logger.isEnabledFor(logging.DEBUG)
         self.ended = 0
         self.failed = 0
         self.dead = 0
@@ -98,7 +100,7 @@ class Settler:
     # -------------------------------------------------------------------------------------------------- queueing
 
     def finish(self, jobs: Sequence[Job], batch: Sequence[Finished]) -> None:
-        """Queue the end of jobs that a pool has run; same length and order."""
+        """Queue the end of jobs that a pool has run, and log what went wrong; same length and order."""
         acks: list[Settlement] = []
         commits: list[Commit] = []
         for job, finished in zip(jobs, batch, strict=True):
@@ -107,10 +109,26 @@ class Settler:
                 acks.append(Settlement(job.delivery.receipt))
             else:
                 commits.append(self._commit(job, outcome))
+                if outcome.reason is not None:
+                    self._log(job, outcome)
+        if self._log_successes:
+            for job, finished in zip(jobs, batch, strict=True):
+                logger.debug("task %s [%s] %s in %.4f s", job.task, _id(job), finished.outcome.state, finished.elapsed)
         self.ended += len(batch)
         self._waiting.append(_Batch(acks, commits))
         if self._events:
             self._emit(jobs, batch)
+
+    def _log(self, job: Job, outcome: Outcome) -> None:
+        """Log a retry or failure, with its traceback unless the task expects it; never a payload."""
+        if outcome.state == RETRY:
+            logger.warning("task %s [%s]: %s", job.task, _id(job), outcome.reason)
+        elif outcome.state in (FAILURE, STATE_DEAD):
+            detail = "" if outcome.kind != DEAD or not outcome.detail else "\n" + outcome.detail
+            where = f"; it is kept in {job.queue + DEAD_SUFFIX}" if outcome.kind == DEAD else ""
+            logger.error("task %s [%s] failed: %s%s%s", job.task, _id(job), outcome.reason, where, detail)
+        else:
+            logger.info("task %s [%s] is not run: %s", job.task, _id(job), outcome.reason)
 
     def end(self, job: Job, outcome: Outcome) -> None:
         """Queue the end of a job that was not run."""
@@ -299,6 +317,10 @@ class Settler:
             len(lost),
             lost[0].reason,
         )
+
+
+def _id(job: Job) -> str:
+    return job.header.id if job.header is not None else "?"
 
 
 def _settlement(job: Job) -> Settlement:

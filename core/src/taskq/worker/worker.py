@@ -19,8 +19,6 @@ from taskq.spi.capabilities import PoolCapabilities, Support
 from taskq.spi.pool import Finished
 from taskq.spi.specs import PoolConfig
 from taskq.spi.transport import Committer, SupportsFuse
-from taskq.states import DEAD as STATE_DEAD
-from taskq.states import FAILURE, RETRY
 from taskq.worker.admission import Admission
 from taskq.worker.autoscale import Autoscale
 from taskq.worker.engines import InlineEngine, PoolEngine
@@ -344,24 +342,6 @@ class Worker:
     def store_failed(self, error: StoreError | TransportError) -> None:
         """Say that a careful start has to wait."""
         logger.error("a task waits to be started: %s; trying again", error)
-
-    def log_ends(self, jobs: Sequence[Job], batch: Sequence[Finished]) -> None:
-        """Log failures and retries; successes at level DEBUG only."""
-        debug = logger.isEnabledFor(logging.DEBUG)
-        for job, finished in zip(jobs, batch, strict=True):
-            outcome = finished.outcome
-            if outcome.reason is None:
-                if debug:
-                    logger.debug("task %s [%s] succeeded in %.4f s", job.task, job.header.id, finished.elapsed)
-                continue
-            if outcome.state == RETRY:
-                logger.warning("task %s [%s]: %s", job.task, job.header.id, outcome.reason)
-            elif outcome.state in (FAILURE, STATE_DEAD):
-                expected = outcome.state == FAILURE and outcome.kind == 0 and self.app.tasks[job.task].throws
-                logger.error(
-                    "task %s [%s] failed: %s%s", job.task, job.header.id, outcome.reason,
-                    "" if expected or not outcome.detail else "\n" + outcome.detail,
-                )  # fmt: skip
 
 
 class _NoSink:
