@@ -157,8 +157,10 @@ class TaskRuntime:
         if task.is_async:
             async_chain = self._async_chain(task)
 
-            def chain(request: Request) -> Any:
+            def run_async(request: Request) -> Any:
                 return self._thread_loop().run(_await(async_chain, request))
+
+            chain: Callable[[Request], Any] = run_async
         else:
             chain = compose_run(lambda request: call(*request.args, **request.kwargs), middlewares)
 
