@@ -30,7 +30,7 @@ def test_show_what_differs(home: Path) -> None:
     lines = [[part.strip() for part in line.split("  # ")] for line in result.output.splitlines()]
     assert lines == [
         ['broker = "redis://u:***@h/0"', f"{home}/taskq.toml:1"],
-        ['result_store = "none"', "default"],
+        ['result_store = "auto"', "default"],
         ['queues."b c".weight = 2', f"{home}/taskq.toml:6"],
         ["result_ttl = 3600.0", "environment TASKQ_RESULT_TTL"],
         ['worker.pool = "solo"', f"{home}/taskq.toml:3"],
@@ -51,7 +51,6 @@ def test_show_all_is_a_file_that_can_be_read_back(home: Path) -> None:
     assert again["routes"] == [{"match": "a", "queue": "b"}]
     assert again["worker"]["grace"] == 25.0
     assert "# default; time for running tasks to end after TERM [s]" in result.output
-    again.pop("result_store")  # unset is not the same as "none" there
     (home / "taskq.toml").write_text("")
     assert (
         load(again, environ={}).settings
@@ -157,3 +156,17 @@ print(sorted(heavy & (set(sys.modules) - before)))
     code = "import sys; import taskq.spi; before = set(sys.modules)\n" + code
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_the_command_line_itself(home: Path) -> None:
+    (home / "other.toml").write_text('[worker]\npool = "solo"\n')
+    taskq = [sys.executable, "-c", "from taskq.cli import main; main()"]
+    show = subprocess.run([*taskq, "config", "show", "--config", "other.toml", "--broker", "sqlite:///x.db"],
+                          capture_output=True, text=True, check=True)  # fmt: skip
+    broker, store, pool = (" ".join(line.split()) for line in show.stdout.splitlines())
+    assert broker.startswith('broker = "sqlite:///x.db" # command line -')
+    assert store == 'result_store = "auto" # default'
+    assert pool == f'worker.pool = "solo" # {home}/other.toml:2'
+    check = subprocess.run([*taskq, "--broker", "x", "config", "check"], capture_output=True, text=True, check=False)
+    assert check.returncode == 1
+    assert check.stdout.startswith("error: broker: expected a URL")

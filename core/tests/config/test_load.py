@@ -132,6 +132,7 @@ def test_reloaded_keeps_what_is_not_changed(loader: Loader) -> None:
 def test_result_store_none_auto_and_url(loader: Loader) -> None:
     assert loader().settings.result_store is None
     assert loader({"result_store": "none"}).settings.result_store == ()
+    assert loader({"result_store": "none"}, environ={"TASKQ_RESULT_STORE": "auto"}).settings.result_store is None
     assert loader({"result_store": "redis://h"}).settings.result_store == (Url.parse("redis://h"),)
     assert loader({"broker": ["amqp://a", "amqp://b"]}).settings.broker == (
         Url.parse("amqp://a"),

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import warnings
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from taskq.config import PLUGIN_SECTIONS, LoadedConfig, Row, load
+from taskq.cli.group import shared_options
+from taskq.config import PLUGIN_SECTIONS, ConfigWarning, LoadedConfig, Row, load
 from taskq.errors import ConfigError, PluginError
 
 if TYPE_CHECKING:
@@ -22,6 +24,7 @@ def config() -> None:
 @config.command()
 @click.option("--all", "every", is_flag=True, help="Show the defaults too.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@shared_options
 @click.pass_context
 def show(ctx: click.Context, every: bool, as_json: bool) -> None:
     """Show what differs from the defaults, each value with its origin; secrets are hidden."""
@@ -35,7 +38,9 @@ def show(ctx: click.Context, every: bool, as_json: bool) -> None:
         settings = [{"name": r.name, "value": r.value, "source": r.origin.kind, "where": r.origin.where} for r in rows]
         click.echo(json.dumps({"file": loaded.file, "settings": settings, "warnings": loaded.warnings}, indent=2))
         return
-    texts = [(f"{row.name} = {_toml(row.value)}", row) for row in rows]
+    # None is "none", but where that has a meaning of its own.
+    values = ("auto" if row.value is None and row.about.none is not None else row.value for row in rows)
+    texts = [(f"{row.name} = {_toml(value)}", row) for row, value in zip(rows, values, strict=True)]
     width = min(max((len(text) for text, _ in texts), default=0), 60)
     for text, row in texts:
         click.echo(f"{text:{width}}  # {_comment(row, every=every)}")
@@ -44,6 +49,7 @@ def show(ctx: click.Context, every: bool, as_json: bool) -> None:
 
 
 @config.command()
+@shared_options
 @click.pass_context
 def check(ctx: click.Context) -> None:
     """List everything that is wrong with the configuration; the exit code is 1 if anything is."""
@@ -63,14 +69,19 @@ def check(ctx: click.Context) -> None:
 
 def _loaded(ctx: click.Context, problems: list[ConfigError]) -> LoadedConfig:
     """Return the configuration of the application or main command (``ctx.obj.config``), or load it."""
-    try:
-        loaded = getattr(ctx.obj, "config", None)
-    except ConfigError as error:  # the application cannot be made: look for all that is wrong
-        loaded = load(problems=problems)
-        problems += [] if problems else [error]
-    if not isinstance(loaded, LoadedConfig):
-        return load(problems=problems)
-    return loaded
+    inputs: dict[str, Any] = {"config_file": getattr(ctx.obj, "config_file", None), "problems": problems}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConfigWarning)  # they are printed with the rest
+        try:
+            loaded = getattr(ctx.obj, "config", None)
+            getattr(ctx.obj, "plugins", None)  # loads the contributions, whose defaults are then in force
+            loaded = getattr(ctx.obj, "config", None)
+        except PluginError as error:
+            click.echo(f"warning: {error}", err=True)
+        except ConfigError as error:  # the application cannot be made: look for all that is wrong
+            loaded = load(cli=getattr(ctx.obj, "settings", None), **inputs)
+            problems += [] if problems else [error]
+    return loaded if isinstance(loaded, LoadedConfig) else load(**inputs)
 
 
 def _check_sections(ctx: click.Context, loaded: LoadedConfig) -> tuple[list[str], list[str]]:

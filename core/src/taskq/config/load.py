@@ -12,7 +12,7 @@ from msgspec import NODEFAULT, Struct
 from taskq.config.merge import SECTIONS, Merge, dotted, leaves, pattern_of, plain, suggest
 from taskq.config.redact import HIDDEN, redact
 from taskq.config.schema import PLUGIN_SECTIONS, Settings
-from taskq.config.sources import DEFAULT, ConfigFile, Entry, Origin, Path, find_file
+from taskq.config.sources import DEFAULT, ConfigFile, Given, Origin, Path, find_file
 from taskq.config.values import About, fields_of
 from taskq.errors import ConfigError, UnknownSetting
 
@@ -165,7 +165,7 @@ class LoadedConfig:
         for key, text in query:
             texts.setdefault(key.replace("-", "_"), []).append(text)
         candidates = list(given.items()) + [
-            ((section, name, key), Entry(text[0] if len(text) == 1 else text, Origin("url", f"{setting}?{key}")))
+            ((section, name, key), Given(text[0] if len(text) == 1 else text, Origin("url", f"{setting}?{key}")))
             for key, text in texts.items()
         ]
         values: dict[str, Any] = {}
@@ -205,7 +205,7 @@ class LoadedConfig:
         rows: list[Row] = []
         given = dict(sorted(self._entries.items()))
         for leaf, field in leaves().items():
-            always = {leaf: Entry(field.default, DEFAULT)} if every or leaf in (("broker",), ("result_store",)) else {}
+            always = {leaf: Given(field.default, DEFAULT)} if every or leaf in (("broker",), ("result_store",)) else {}
             found = {p: e for p, e in given.items() if pattern_of(p) == leaf and p not in self._checked}
             for path, entry in (found or ({} if "*" in leaf else always)).items():
                 value, about = redact(entry.value, path[-1], secret=field.about.secret), field.about

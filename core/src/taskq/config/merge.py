@@ -21,7 +21,7 @@ from taskq.config.schema import (
     Section,
     Settings,
 )
-from taskq.config.sources import DEFAULT, Entry, Given, Origin, Path
+from taskq.config.sources import DEFAULT, Given, Origin, Path
 from taskq.config.values import About, Field, Mismatch, convert, fields_of
 from taskq.errors import ConfigError, NotSupported, UnknownSetting
 
@@ -86,7 +86,7 @@ class Merge:
     """The sources so far."""
 
     def __init__(self) -> None:
-        self.entries: dict[Path, Entry] = {}
+        self.entries: dict[Path, Given] = {}
         self.problems: list[ConfigError] = []
         self.warnings: list[str] = []
 
@@ -139,14 +139,14 @@ class Merge:
         elif pattern in leaves():
             result = self.convert(path, leaves()[pattern], value, origin)
             if result is not _BAD:
-                self.entries[path] = Entry(result, origin)
+                self.entries[path] = Given(result, origin)
         elif any(pattern == leaf[: len(pattern)] for leaf in leaves()):
             table = _from_json(value)
             if not isinstance(table, Mapping):
                 self.refuse(path, "a table", value, origin)
                 return
             if len(path) == 2:  # a name alone counts too: a queue with default properties
-                self.entries.setdefault(path, Entry({}, origin))
+                self.entries.setdefault(path, Given({}, origin))
             for key, item in table.items():
                 self.put((*path, str(key)), item, origin_of)
         else:

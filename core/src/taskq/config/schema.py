@@ -1,6 +1,6 @@
 """Every setting of the kernel: its name, type, default and meaning, once.
 
-A setting is one line: ``name: Annotated[type, about("help", unit=…, …)] = default``. Its place in a file, its
+A setting is one line: ``name: Annotated[type, About("help", unit=…, …)] = default``. Its place in a file, its
 environment variable, its conversion from text, ``config show`` and the reference follow from that line.
 
 Settings are immutable. Times are in seconds and sizes in bytes; as text both take a unit (``"10m"``, ``"64MiB"``), and
@@ -16,7 +16,7 @@ from typing import Annotated, Any, Literal
 from msgspec import Struct
 
 from taskq.config.redact import redact
-from taskq.config.values import about
+from taskq.config.values import About
 from taskq.spi.transport import DeclareMode, SubscribeOrder
 from taskq.spi.url import Url
 
@@ -31,126 +31,126 @@ class Section(Struct, frozen=True, kw_only=True):
 class QueueSettings(Section, frozen=True, kw_only=True):
     """``queues.NAME``: how one queue is declared and sent to."""
 
-    priority: Annotated[int | None, about("priority of messages that name none", choices=range(10))] = None
-    ordered: Annotated[bool, about("strict first in, first out per group")] = False
-    durable: Annotated[bool, about("whether the queue survives a restart of the broker")] = True
-    weight: Annotated[int, about('share among the queues of a worker with queue_order = "weighted"', minimum=1)] = 1
-    options: Annotated[Mapping[str, Any], about("declaration options of the transport's own")] = {}
+    priority: Annotated[int | None, About("priority of messages that name none", choices=range(10))] = None
+    ordered: Annotated[bool, About("strict first in, first out per group")] = False
+    durable: Annotated[bool, About("whether the queue survives a restart of the broker")] = True
+    weight: Annotated[int, About('share among the queues of a worker with queue_order = "weighted"', minimum=1)] = 1
+    options: Annotated[Mapping[str, Any], About("declaration options of the transport's own")] = {}
 
 
 class RouteSettings(Section, frozen=True, kw_only=True):
     """One entry of ``routes``: the first whose ``match`` fits a task's name decides."""
 
-    match: Annotated[str, about('task name, glob ("emails.*") or regular expression ("re:…", the whole name)')]
-    queue: Annotated[str, about("queue for the tasks that match")]
-    priority: Annotated[int | None, about("priority of these messages, 0-9", choices=range(10))] = None
+    match: Annotated[str, About('task name, glob ("emails.*") or regular expression ("re:…", the whole name)')]
+    queue: Annotated[str, About("queue for the tasks that match")]
+    priority: Annotated[int | None, About("priority of these messages, 0-9", choices=range(10))] = None
 
 
 class ScheduleSettings(Section, frozen=True, kw_only=True):
     """``schedules.NAME``: a task that is sent by the clock."""
 
-    task: Annotated[str, about("name of the task")]
-    rule: Annotated[str, about('"every SECONDS", "at EPOCH_SECONDS", or "cron EXPRESSION" where the scheduler can')]
-    args: Annotated[tuple[Any, ...], about("positional arguments")] = ()
-    kwargs: Annotated[Mapping[str, Any], about("keyword arguments")] = {}
-    options: Annotated[Mapping[str, Any], about("options as of apply_async")] = {}
-    enabled: Annotated[bool, about("whether it fires")] = True
+    task: Annotated[str, About("name of the task")]
+    rule: Annotated[str, About('"every SECONDS", "at EPOCH_SECONDS", or "cron EXPRESSION" where the scheduler can')]
+    args: Annotated[tuple[Any, ...], About("positional arguments")] = ()
+    kwargs: Annotated[Mapping[str, Any], About("keyword arguments")] = {}
+    options: Annotated[Mapping[str, Any], About("options as of apply_async")] = {}
+    enabled: Annotated[bool, About("whether it fires")] = True
 
 
 class PluginSettings(Section, frozen=True, kw_only=True):
     """``plugins``: which plugins may load, and which of several is meant."""
 
-    blocked: Annotated[tuple[str, ...], about("plugins never to load: NAME, KIND:NAME, a distribution, with *")] = ()
-    only: Annotated[tuple[str, ...] | None, about("the only plugins to load, likewise; default: all")] = None
-    choose: Annotated[Mapping[str, str], about('"KIND:NAME" = distribution, where two offer the same')] = {}
-    required: Annotated[tuple[str, ...], about('what must be installed, as "taskq-transport-redis>=1.2"')] = ()
+    blocked: Annotated[tuple[str, ...], About("plugins never to load: NAME, KIND:NAME, a distribution, with *")] = ()
+    only: Annotated[tuple[str, ...] | None, About("the only plugins to load, likewise; default: all")] = None
+    choose: Annotated[Mapping[str, str], About('"KIND:NAME" = distribution, where two offer the same')] = {}
+    required: Annotated[tuple[str, ...], About('what must be installed, as "taskq-transport-redis>=1.2"')] = ()
 
 
 class WorkerSettings(Section, frozen=True, kw_only=True):
     """``worker``: how a worker takes and runs messages."""
 
-    name: Annotated[str | None, about("name in logs and statistics; default: host and process id")] = None
-    pool: Annotated[str, about('"auto", or the name of a pool plugin')] = "auto"
-    concurrency: Annotated[int | None, about("slots; default: the CPUs that this process may use", minimum=1)] = None
-    queues: Annotated[tuple[str, ...], about("queues to serve; default: all that the application names")] = ()
-    queue_order: Annotated[SubscribeOrder, about("how the queues share the worker")] = "fair"
-    grace: Annotated[float, about("time for running tasks to end after TERM", unit="s", minimum=0)] = 25.0
-    prefetch: Annotated[int | None, about("most messages held at once; default: adaptive", minimum=1)] = None
-    prefetch_bytes: Annotated[int, about("most payload held", unit="bytes", minimum=1)] = 64 << 20
+    name: Annotated[str | None, About("name in logs and statistics; default: host and process id")] = None
+    pool: Annotated[str, About('"auto", or the name of a pool plugin')] = "auto"
+    concurrency: Annotated[int | None, About("slots; default: the CPUs that this process may use", minimum=1)] = None
+    queues: Annotated[tuple[str, ...], About("queues to serve; default: all that the application names")] = ()
+    queue_order: Annotated[SubscribeOrder, About("how the queues share the worker")] = "fair"
+    grace: Annotated[float, About("time for running tasks to end after TERM", unit="s", minimum=0)] = 25.0
+    prefetch: Annotated[int | None, About("most messages held at once; default: adaptive", minimum=1)] = None
+    prefetch_bytes: Annotated[int, About("most payload held", unit="bytes", minimum=1)] = 64 << 20
     log_level: Annotated[
-        Literal["DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"], about("least level that is logged")
+        Literal["DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"], About("least level that is logged")
     ] = "INFO"
-    log_json: Annotated[bool, about("log one JSON object per line")] = False
-    maintenance: Annotated[bool, about("whether this worker reaps, promotes and sweeps for the transport")] = True
-    autoscale: Annotated[tuple[int, int] | None, about('"MIN,MAX" slots, as load demands', minimum=1)] = None
-    autoscaler: Annotated[str, about("name of an autoscaler plugin")] = "simple"
-    max_tasks_per_child: Annotated[int | None, about("replace a pool's child after so many tasks", minimum=1)] = None
+    log_json: Annotated[bool, About("log one JSON object per line")] = False
+    maintenance: Annotated[bool, About("whether this worker reaps, promotes and sweeps for the transport")] = True
+    autoscale: Annotated[tuple[int, int] | None, About('"MIN,MAX" slots, as load demands', minimum=1)] = None
+    autoscaler: Annotated[str, About("name of an autoscaler plugin")] = "simple"
+    max_tasks_per_child: Annotated[int | None, About("replace a pool's child after so many tasks", minimum=1)] = None
     max_memory_per_child: Annotated[
-        int | None, about("replace a pool's child that holds more", unit="bytes", minimum=1)
+        int | None, About("replace a pool's child at that size", unit="bytes", minimum=1)
     ] = None
 
 
 class Settings(Section, frozen=True, kw_only=True):
     """All settings of the kernel. ``result_store`` is None for "by the broker's kind" and ``()`` for none."""
 
-    broker: Annotated[tuple[Url, ...], about('broker URL; ";" or a list for fail-over servers')] = (Url("sqlite"),)
+    broker: Annotated[tuple[Url, ...], About('broker URL; ";" or a list for fail-over servers')] = (Url("sqlite"),)
     result_store: Annotated[
-        tuple[Url, ...] | None, about('result store URL, or "none"; default: the broker where it can', none=())
+        tuple[Url, ...] | None, About('result store URL, "none", or "auto": the broker where it can', none=())
     ] = None
-    include: Annotated[tuple[str, ...], about("modules to import for their tasks")] = ()
-    timezone: Annotated[str, about("zone of schedules without their own")] = "UTC"
+    include: Annotated[tuple[str, ...], About("modules to import for their tasks")] = ()
+    timezone: Annotated[str, About("zone of schedules without their own")] = "UTC"
 
-    default_queue: Annotated[str, about("queue of tasks that nothing routes")] = "default"
-    queues: Annotated[Mapping[str, QueueSettings], about("queues with properties of their own")] = {}
-    routes: Annotated[tuple[RouteSettings, ...], about("task name to queue, first match wins")] = ()
-    declare: Annotated[DeclareMode, about("create missing queues, only check for them, or trust")] = "create"
+    default_queue: Annotated[str, About("queue of tasks that nothing routes")] = "default"
+    queues: Annotated[Mapping[str, QueueSettings], About("queues with properties of their own")] = {}
+    routes: Annotated[tuple[RouteSettings, ...], About("task name to queue, first match wins")] = ()
+    declare: Annotated[DeclareMode, About("create missing queues, only check for them, or trust")] = "create"
 
-    serializer: Annotated[str, about("format of arguments")] = "json"
-    result_serializer: Annotated[str | None, about("format of results; default: as serializer")] = None
-    accept: Annotated[tuple[str, ...], about("formats that are read; nothing else is ever decoded")] = ("json",)
-    compressor: Annotated[str | None, about("compressor of large payloads")] = None
-    compress_above: Annotated[int, about("least payload that is compressed", unit="bytes", minimum=0)] = 16384
-    max_decompressed_bytes: Annotated[int, about("most that a payload may grow to", unit="bytes", minimum=1)] = 64 << 20
+    serializer: Annotated[str, About("format of arguments")] = "json"
+    result_serializer: Annotated[str | None, About("format of results; default: as serializer")] = None
+    accept: Annotated[tuple[str, ...], About("formats that are read; nothing else is ever decoded")] = ("json",)
+    compressor: Annotated[str | None, About("compressor of large payloads")] = None
+    compress_above: Annotated[int, About("least payload that is compressed", unit="bytes", minimum=0)] = 16384
+    max_decompressed_bytes: Annotated[int, About("most that a payload may grow to", unit="bytes", minimum=1)] = 64 << 20
     max_payload_bytes: Annotated[
-        int | None, about("largest message that is sent; default: the transport's limit", unit="bytes", minimum=1)
+        int | None, About("largest message sent; default: the transport's limit", unit="bytes", minimum=1)
     ] = None
 
     delivery: Annotated[
-        Literal["at_least_once", "at_most_once"], about("acknowledge after the run, or as it starts")
+        Literal["at_least_once", "at_most_once"], About("acknowledge after the run, or at its start")
     ] = "at_least_once"
-    max_retries: Annotated[int, about("runs after the first one, of tasks that say nothing", minimum=0)] = 3
-    retry_backoff: Annotated[float, about("wait before the first retry; doubles each time", unit="s", minimum=0)] = 1.0
-    retry_backoff_max: Annotated[float, about("longest wait before a retry", unit="s", minimum=0)] = 600.0
-    retry_jitter: Annotated[bool, about("wait a random part of the back-off")] = True
-    max_deliveries: Annotated[int, about("started deliveries without an outcome before the dead letter", minimum=1)] = 5
+    max_retries: Annotated[int, About("runs after the first one, of tasks that say nothing", minimum=0)] = 3
+    retry_backoff: Annotated[float, About("wait before the first retry; doubles each time", unit="s", minimum=0)] = 1.0
+    retry_backoff_max: Annotated[float, About("longest wait before a retry", unit="s", minimum=0)] = 600.0
+    retry_jitter: Annotated[bool, About("wait a random part of the back-off")] = True
+    max_deliveries: Annotated[int, About("started deliveries without an outcome before the dead letter", minimum=1)] = 5
     unknown_task_wait: Annotated[
-        float, about("time a task that a worker does not know is offered to others first", unit="s", minimum=0)
+        float, About("time a task that a worker does not know is offered to others first", unit="s", minimum=0)
     ] = 5.0
     lease: Annotated[
-        float | None, about("time a silent worker keeps messages; default: the transport's", unit="s", minimum=0.1)
+        float | None, About("time a silent worker keeps messages; default: the transport's", unit="s", minimum=0.1)
     ] = None
     dead_letter_ttl: Annotated[
-        float | None, about("time dead letters are kept; default: for ever", unit="s", minimum=1)
+        float | None, About("time dead letters are kept; default: for ever", unit="s", minimum=1)
     ] = None
 
-    publish_timeout: Annotated[float, about("longest time for a send with its repeats", unit="s", minimum=0.001)] = 10.0
-    publish_retries: Annotated[int, about("repeats of a send that failed and may be repeated", minimum=0)] = 3
-    connect_timeout: Annotated[float, about("longest time to connect to a server", unit="s", minimum=0.001)] = 10.0
+    publish_timeout: Annotated[float, About("longest time for a send with its repeats", unit="s", minimum=0.001)] = 10.0
+    publish_retries: Annotated[int, About("repeats of a send that failed and may be repeated", minimum=0)] = 3
+    connect_timeout: Annotated[float, About("longest time to connect to a server", unit="s", minimum=0.001)] = 10.0
 
-    ignore_result: Annotated[bool, about("do not store results of tasks that say nothing")] = False
-    result_ttl: Annotated[float, about("how long results are kept", unit="s", minimum=1)] = 86400.0
-    max_result_bytes: Annotated[int, about("largest result that is stored", unit="bytes", minimum=1)] = 16 << 20
-    track_queued: Annotated[bool, about("record QUEUED at every send, where that costs a round trip")] = False
-    track_started: Annotated[bool, about("record STARTED when a task begins")] = False
+    ignore_result: Annotated[bool, About("do not store results of tasks that say nothing")] = False
+    result_ttl: Annotated[float, About("how long results are kept", unit="s", minimum=1)] = 86400.0
+    max_result_bytes: Annotated[int, About("largest result that is stored", unit="bytes", minimum=1)] = 16 << 20
+    track_queued: Annotated[bool, About("record QUEUED at every send, where that costs a round trip")] = False
+    track_started: Annotated[bool, About("record STARTED when a task begins")] = False
 
-    task_always_eager: Annotated[bool, about("run tasks at the call, in the caller's process")] = False
-    eager_propagates: Annotated[bool, about("raise a failed eager task's exception at the call")] = True
+    task_always_eager: Annotated[bool, About("run tasks at the call, in the caller's process")] = False
+    eager_propagates: Annotated[bool, About("raise a failed eager task's exception at the call")] = True
 
-    scheduler: Annotated[str, about("name of a scheduler plugin")] = "simple"
-    schedules: Annotated[Mapping[str, ScheduleSettings], about("tasks that are sent by the clock")] = {}
+    scheduler: Annotated[str, About("name of a scheduler plugin")] = "simple"
+    schedules: Annotated[Mapping[str, ScheduleSettings], About("tasks that are sent by the clock")] = {}
 
-    worker: Annotated[WorkerSettings, about("how a worker takes and runs messages")] = WorkerSettings()
-    plugins: Annotated[PluginSettings, about("which plugins may load")] = PluginSettings()
+    worker: Annotated[WorkerSettings, About("how a worker takes and runs messages")] = WorkerSettings()
+    plugins: Annotated[PluginSettings, About("which plugins may load")] = PluginSettings()
 
 
 PLUGIN_SECTIONS: Mapping[str, str] = {

@@ -38,18 +38,17 @@ class Origin(Struct, frozen=True):
 DEFAULT = Origin("default")
 
 
-class Entry(Struct, frozen=True):
-    """A value and its origin. The repr hides the value: it may be a secret."""
+class Given(Struct, frozen=True):
+    """A value with its origin; also taken in mappings from code or the command line, to say exactly where it stands.
+
+    The repr hides the value: it may be a secret.
+    """
 
     value: Any
     origin: Origin
 
     def __repr__(self) -> str:
-        return f"Entry(***, {self.origin})"
-
-
-class Given(Entry, frozen=True):
-    """A value with the exact place that it was given at, for mappings from code or the command line."""
+        return f"Given(***, {self.origin})"
 
 
 class ConfigFile(Struct, frozen=True):
@@ -119,19 +118,15 @@ def read_file(path: str) -> ConfigFile | None:
         text = data.decode()
         tables: Any = tomllib.loads(text)
     except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise ConfigError(f"the configuration file {path} is not TOML: {_toml_problem(error)}") from None
+        where = re.search(r" \(at [^()]*\)\Z", str(error))  # the rest of the text may quote a password
+        reason = f"syntax error{where[0]}" if where else type(error).__name__
+        raise ConfigError(f"the configuration file {path} is not TOML: {reason}") from None
     for part in root:
         tables = tables.get(part)
         if not isinstance(tables, Mapping):
             return None
     lines = {key[len(root) :]: line for key, line in _lines(text).items() if key[: len(root)] == root}
     return ConfigFile(path, tables, lines)
-
-
-def _toml_problem(error: Exception) -> str:
-    """Return what is wrong, without the text around it: that may hold a password."""
-    where = re.search(r"\(at [^()]*\)\Z", str(error))
-    return ("syntax error " + where[0]) if where else type(error).__name__
 
 
 _KEY = r"""(?:"(?:[^"\\]|\\.)*"|'[^']*'|[A-Za-z0-9_-]+)"""

@@ -36,7 +36,12 @@ _LISTS = (Sequence, set, frozenset)
 
 
 class About(Struct, frozen=True):
-    """What is known of a setting besides its type and default; also made from the metadata of ``taskq.spi.option``."""
+    """What is known of a setting besides its type and default; also made from the metadata of ``taskq.spi.option``.
+
+    ``unit`` "s" or "bytes" lets text carry a suffix; ``minimum`` and ``choices`` hold for each element of a list;
+    ``none`` is what the text "none" stands for, where None itself means "choose for me" (the text "auto"); ``since`` is
+    a release.
+    """
 
     help: str = ""
     unit: str = ""
@@ -45,22 +50,6 @@ class About(Struct, frozen=True):
     secret: bool = False
     none: Any = None
     since: str = "0.1"
-
-
-def about(help: str, *, unit: str = "", minimum: float | None = None, choices: Sequence[Any] | None = None,
-          secret: bool = False, none: Any = None, since: str = "0.1") -> About:  # fmt: skip
-    """Describe a setting.
-
-    Args:
-        help: one sentence for listings.
-        unit: "s" or "bytes"; text may then carry a suffix ("10m", "64MiB").
-        minimum: the least number accepted, of each element where there are several.
-        choices: the only values accepted.
-        secret: hidden in every listing, error and repr.
-        none: what the text "none" stands for, where None itself means "not set".
-        since: the release that brought it.
-    """
-    return About(help, unit, minimum, choices, secret, none, since)
 
 
 class Field(Struct, frozen=True):
@@ -144,8 +133,8 @@ def _read(text: str, kind: Any, about: About) -> Any:
     base: Any = typing.get_origin(kind) or kind
     args, word = typing.get_args(kind), text.strip()
     if base in _UNIONS:
-        if _NONE in args and word.lower() == "none":
-            return about.none
+        if _NONE in args and word.lower() in ("none", "auto" if about.none is not None else "none"):
+            return about.none if word.lower() == "none" else None
         for member in sorted((a for a in args if a is not _NONE), key=lambda a: a is str):
             try:
                 return _typed(_read(text, member, about), member, about)
@@ -224,7 +213,8 @@ def describe(kind: Any, about: About) -> str:
     base, args = typing.get_origin(kind) or kind, typing.get_args(kind)
     if base in _UNIONS:
         words = [describe(member, about) for member in args if member is not _NONE]
-        return " or ".join([*words, '"none"'] if _NONE in args else words)
+        words += ['"none"'] if _NONE in args else []
+        return " or ".join(words + (['"auto"'] if about.none is not None else []))
     if about.choices is not None or base is Literal:
         return "one of " + ", ".join(str(choice) for choice in (about.choices or args))
     if base in (int, float):
