@@ -17,5 +17,6 @@ def make(config: ComponentConfig) -> Compressor:
 def taskq_compressor(name: str) -> CompressorSpec:
     """Offer the compressor."""
     return CompressorSpec(
+        spi="0.1",
         name=name, factory=make, options=ZlibOptions, summary="zlib (RFC 1950), which every Python and language has"
     )

@@ -26,6 +26,7 @@ def make(config: PoolConfig) -> Pool:
 def taskq_pool(name: str) -> PoolSpec:
     """Offer the pool."""
     return PoolSpec(
+        spi="0.1",
         name=name,
         factory=make,
         capabilities=CAPABILITIES,

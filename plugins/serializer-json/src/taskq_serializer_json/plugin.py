@@ -17,6 +17,7 @@ def make(config: ComponentConfig) -> Serializer:
 def taskq_serializer(name: str) -> SerializerSpec:
     """Offer the serializer."""
     return SerializerSpec(
+        spi="0.1",
         name=name,
         factory=make,
         options=JsonOptions,

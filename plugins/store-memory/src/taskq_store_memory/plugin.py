@@ -24,6 +24,7 @@ def _capabilities(options: Any) -> StoreCapabilities:
 @hookimpl
 def taskq_result_store(scheme: str) -> StoreSpec:
     return StoreSpec(
+        spi="0.1",
         name="memory",
         schemes=("memory",),
         factory=_make,

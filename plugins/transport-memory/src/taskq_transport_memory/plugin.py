@@ -24,6 +24,7 @@ def _capabilities(options: Any) -> Capabilities:
 @hookimpl
 def taskq_transport(scheme: str) -> TransportSpec:
     return TransportSpec(
+        spi="0.1",
         name="memory",
         schemes=("memory",),
         factory=_make,

@@ -20,6 +20,7 @@ def _make(config: TransportConfig) -> Transport:
 @hookimpl
 def taskq_transport(scheme: str) -> TransportSpec:
     return TransportSpec(
+        spi="0.1",
         name="sqlite",
         schemes=("sqlite",),
         factory=_make,
