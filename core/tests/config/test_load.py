@@ -121,10 +121,13 @@ def test_isolated_ignores_files_and_environment(loader: Loader, home: Path) -> N
         loader(isolated=True, config_file=home / "taskq.toml")
 
 
-def test_reloaded_keeps_what_is_not_changed(loader: Loader) -> None:
-    first = loader({"max_retries": 7}, file="publish_retries = 1\n")
-    second = first.reloaded(cli={"worker.pool": "solo"}, environ={})
-    assert (second.settings.max_retries, second.settings.publish_retries) == (7, 1)
+def test_reloaded_keeps_what_is_not_changed(loader: Loader, home: Path) -> None:
+    environ = {"TASKQ_RESULT_TTL": "60"}
+    (home / "elsewhere" / ".git").mkdir(parents=True)
+    first = loader({"max_retries": 7}, file="publish_retries = 1\n", environ=environ, cwd=None)
+    os.chdir(home / "elsewhere")
+    second = first.reloaded(cli={"worker.pool": "solo"})
+    assert (second.settings.max_retries, second.settings.publish_retries, second.settings.result_ttl) == (7, 1, 60)
     assert second.settings.worker.pool == "solo"
     assert first.settings.worker.pool == "auto"
 

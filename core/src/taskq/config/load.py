@@ -60,7 +60,10 @@ def load(
     Raises:
         ConfigError: a value or file is wrong; UnknownSetting for a name, NotSupported for a seam. All problems at once.
     """
-    inputs = {key: value for key, value in locals().items() if key not in ("problems", "environ")}
+    inputs = {key: value for key, value in locals().items() if key != "problems"}
+    inputs["environ"] = (
+        None if environ is None else {name: value for name, value in environ.items() if name.startswith("TASKQ_")}
+    )
     environ = os.environ if environ is None else environ
     merge, file = Merge(), None
     for contributor, defaults in reversed((plugin_defaults or {}).items()):
@@ -123,8 +126,11 @@ class LoadedConfig:
         return f"LoadedConfig({self.settings!r}, file={self.file!r})"
 
     def reloaded(self, **changes: Any) -> LoadedConfig:
-        """Load again with some arguments of ``load`` changed: ``cli`` once it is parsed, ``plugin_defaults`` …"""
-        return load(**{**self._inputs, **changes})
+        """Load again with some arguments of ``load`` changed: ``cli`` once it is parsed, ``plugin_defaults`` …
+
+        The same file is read, wherever the working directory is by now.
+        """
+        return load(**{**self._inputs, "config_file": self.file or self._inputs["config_file"], **changes})
 
     def origin(self, name: str) -> Origin:
         """Return where a setting's value came from; of a table, the strongest origin within.
