@@ -24,7 +24,7 @@ class Bell:
         """End the running wait, or else the next."""
         try:
             os.write(self._write, b"!")
-        except (BlockingIOError, OSError):  # full: it rings already; closed: nobody waits any more
+        except OSError:  # full: it rings already
             pass
 
     def wait(self, timeout: float, fd: int | None = None) -> None:
@@ -44,12 +44,10 @@ class Bell:
         except OSError:
             return
 
-    def close(self) -> None:
-        """Give the pipe back."""
-        fds, self._read, self._write = (self._read, self._write), -1, -1
-        for fd in fds:
-            if fd >= 0:
-                os.close(fd)
+    def __del__(self) -> None:
+        # Not before: somebody may still ring, and the number of a closed pipe may be another file's by then.
+        for fd in (self._read, self._write):
+            os.close(fd)
 
 
 class Ears:
@@ -90,7 +88,7 @@ class Ears:
         """Return (channel, payload) of what has come in, without waiting."""
 
         def work(connection: Connection) -> list[tuple[str, str]]:
-            driver: Any = connection.connection.driver_connection
+            driver: Any = connection.connection.dbapi_connection
             return [(note.channel, note.payload) for note in driver.notifies(timeout=0)]
 
         return self.link.run(work, "reading notifications") if self.link.connected else []

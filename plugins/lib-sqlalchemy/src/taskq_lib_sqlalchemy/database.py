@@ -187,6 +187,12 @@ class Database:
             _mark(translated)
         raise translated from error
 
+    def translated(self, error: BaseException, what: str) -> TaskQError:
+        """Return the error to raise for what a statement on somebody else's connection raised."""
+        if isinstance(error, TaskQError):
+            return error
+        return self.errors.translate(error, classify(error, self.dialect), what=what, where=self.current.text)
+
     def link(self, *, setup: Callable[[Connection], None] | None = None) -> Link:
         """Return a dedicated connection, opened at first use; ``setup`` runs whenever it has been opened."""
         link = Link(self, setup)
@@ -234,7 +240,7 @@ class Link:
 
     def driver(self) -> Any:
         """Return the driver's own connection."""
-        return self.connection().connection.driver_connection
+        return self.connection().connection.dbapi_connection
 
     def run(self, work: Callable[[Connection], T], what: str) -> T:
         """As ``Database.run``, on this connection."""
@@ -261,6 +267,12 @@ class Link:
         if self._pid != os.getpid():
             _ABANDONED.append(connection)
             return
+        try:
+            driver: Any = connection.connection.dbapi_connection
+            if driver is not None:
+                driver.close()  # the pool, to which it does not belong any more, will not
+        except Exception:  # it is broken already
+            pass
         _drop(connection)
 
 

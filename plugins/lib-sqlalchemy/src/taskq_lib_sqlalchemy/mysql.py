@@ -55,6 +55,10 @@ class MySQL(Strategy):
         packet = int(connection.exec_driver_sql("SELECT @@max_allowed_packet").scalar_one())
         return (packet - 16384) // 2  # each byte may need an escape
 
+    # Not INSERT IGNORE, which would also ignore a name that is too long.
+    _add_queue = "INSERT INTO {queues} (name, created) VALUES (:name, {now}) ON DUPLICATE KEY UPDATE name = name"
+    _purge = "DELETE FROM {messages} WHERE queue = :queue AND state IN (0, 1) LIMIT 10000"
+
     # --------------------------------------------------------------------------------------------------- messages
 
     def insert(self, connection: Connection, batch: Sequence[Outbound]) -> bool:

@@ -21,6 +21,8 @@ class SQLite(Strategy):
     in_ids = "IN (SELECT value FROM json_each(:ids))"
     in_names = "IN (SELECT value FROM json_each(:names))"
 
+    looks_first = True
+
     def listed(self, values: Iterable[Any]) -> Any:
         return json.dumps(list(values))
 

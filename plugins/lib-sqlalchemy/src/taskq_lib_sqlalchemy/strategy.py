@@ -85,6 +85,8 @@ class Strategy:
     share_lock: ClassVar[str] = ""
     probes: ClassVar[bool] = True
     """A claim costs more than a look, so look first."""
+    looks_first: ClassVar[bool] = False
+    """Even when there is likely something: a claim would wait for a writer whose messages are not committed yet."""
     pushes: ClassVar[bool] = False
     """``tell`` works, consumers set ``ring``, and a channel per queue can be listened to."""
 
@@ -141,6 +143,14 @@ class Strategy:
         """Return the largest payload in bytes."""
         return 500_000_000
 
+    def server_time(self, connection: Connection) -> float:
+        """Return the clock that all times are on."""
+        return float(self.do(connection, "SELECT {now}").scalar_one())
+
+    def channel(self, queue: str) -> str:
+        """Return the name of a queue's notification channel, where there are any."""
+        return queue
+
     # -------------------------------------------------------------------------------------------------- consumers
 
     def register(self, connection: Connection, lease: float, info: str) -> int:
@@ -170,6 +180,22 @@ class Strategy:
     def alive(self, connection: Connection, me: int) -> bool:
         """Whether a consumer is registered; inside a transaction it stays so to the end."""
         return bool(self.do(connection, "SELECT 1 FROM {consumers} WHERE id = :me {share_lock}", me=me).first())
+
+    # ----------------------------------------------------------------------------------------------------- queues
+
+    def add_queues(self, connection: Connection, names: Iterable[str]) -> set[str]:
+        """Make queues known; return those that were not."""
+        added = set()
+        for name in set(names) - self.known_queues(connection, names):
+            self.do(connection, self._add_queue, name=name)
+            added.add(name)
+        return added
+
+    _add_queue = "INSERT INTO {queues} (name, created) VALUES (:name, {now}) ON CONFLICT (name) DO NOTHING"
+
+    def known_queues(self, connection: Connection, names: Iterable[str]) -> set[str]:
+        """Return those of these queues that exist."""
+        return set(self.do(connection, "SELECT name FROM {queues} WHERE name {in_names}", names=self.listed(names)).scalars())
 
     # --------------------------------------------------------------------------------------------------- messages
 
@@ -267,6 +293,15 @@ class Strategy:
         if strays:
             self.release(connection, me, strays, 0.0, counted=False)
 
+    def purge_some(self, connection: Connection, queue: str) -> int:
+        """Remove up to ten thousand messages of a queue that nobody holds; return how many."""
+        return self.do(connection, self._purge, queue=queue).rowcount
+
+    _purge = (
+        "DELETE FROM {messages} WHERE id IN (SELECT id FROM {messages} WHERE queue = :queue AND state IN (0, 1) "
+        "ORDER BY id LIMIT 10000 {skip_locked})"
+    )
+
     def promote(self, connection: Connection) -> bool:
         """Make delayed messages ready whose time has come, up to a thousand; True when there may be more."""
         with transaction(connection):
@@ -324,6 +359,16 @@ class Strategy:
             follow_ups = [out for e in endings if e.id in held for out in e.follow_ups]
             if follow_ups:
                 self.insert(connection, follow_ups)
+        return held
+
+    def commit_release(self, connection: Connection, me: int, ending: Ending, delay: float, *, counted: bool) -> set[int]:
+        """As ``commit``, for one message that goes back to its queue."""
+        with transaction(connection):
+            held = self.release(connection, me, [ending.id], delay, counted=counted)
+            if held and ending.record is not None:
+                self.upsert(connection, [ending.record])
+            if held and ending.follow_ups:
+                self.insert(connection, ending.follow_ups)
         return held
 
     # ------------------------------------------------------------------------------------------------------ errors

@@ -1,0 +1,3 @@
+"""Results, and coordination, in a SQL database."""
+
+from __future__ import annotations

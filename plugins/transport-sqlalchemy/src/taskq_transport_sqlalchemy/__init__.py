@@ -1,0 +1,3 @@
+"""Queues in a SQL database."""
+
+from __future__ import annotations
