@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from taskq.testing import CoordinationSuite, StoreSuite
+from taskq.testing import CoordinationSuite, PackagingSuite, StoreSuite
 from taskq.testing.base import unique
 from taskq_lib_memory import forget
 
@@ -26,3 +26,8 @@ class TestConformance(OnMemory, StoreSuite):
 
 class TestCoordination(OnMemory, CoordinationSuite):
     pass
+
+
+class TestPackaging(PackagingSuite):
+    kind = "result_store"
+    name = "memory"

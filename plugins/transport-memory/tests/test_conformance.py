@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from taskq.testing import TransportSuite
+from taskq.testing import PackagingSuite, TransportSuite
 from taskq.testing.base import unique
 from taskq_lib_memory import forget
 
@@ -17,3 +17,8 @@ class TestConformance(TransportSuite):
         name = unique("conformance")
         yield f"memory://{name}"
         forget(name)
+
+
+class TestPackaging(PackagingSuite):
+    kind = "transport"
+    name = "memory"

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from taskq.testing.base import Suite, UndeclaredAbility
     from taskq.testing.clock import VirtualClock
     from taskq.testing.coordination import CoordinationSuite
-    from taskq.testing.faults import HeldElsewhere
+    from taskq.testing.faults import ChildProcess
     from taskq.testing.formats import (  # type: ignore[attr-defined, import-not-found, unused-ignore]
         CompressorSuite,
         SerializerSuite,
@@ -40,9 +40,9 @@ if TYPE_CHECKING:
 
 _WHERE = {
     "AutoscalerSuite": "scheduling",
+    "ChildProcess": "faults",
     "CompressorSuite": "formats",
     "CoordinationSuite": "coordination",
-    "HeldElsewhere": "faults",
     "PackagingSuite": "packaging",
     "PoolSuite": "pools",
     "SchedulerSuite": "scheduling",
@@ -57,8 +57,8 @@ _WHERE = {
 }
 _WITH_ASSERTS = (
     "base", "coordination", "faults", "formats", "leaks", "packaging", "pools", "scheduling", "stores", "stores_basic",
-    "stores_faults", "transport_rig", "transports", "transports_abilities", "transports_basic", "transports_faults",
-    "transports_fused", "transports_leases", "transports_settling", "transports_stateful", "transports_threads",
+    "stores_faults", "transport_rig", "transports", "transports_abilities", "transports_base", "transports_basic",
+    "transports_faults", "transports_fused", "transports_leases", "transports_settling", "transports_stateful",
 )  # fmt: skip
 
 if "pytest" in sys.modules:
@@ -74,9 +74,9 @@ def __getattr__(name: str) -> Any:
 
 __all__ = [
     "AutoscalerSuite",
+    "ChildProcess",
     "CompressorSuite",
     "CoordinationSuite",
-    "HeldElsewhere",
     "PackagingSuite",
     "PoolSuite",
     "SchedulerSuite",

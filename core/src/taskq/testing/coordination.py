@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 from taskq.spi import Coordination, Op, OpKind, OpResult, SupportsTimeIndex
-from taskq.testing.base import eventually, unique
+from taskq.testing.base import as_plain, eventually, unique
+from taskq.testing.faults import ChildProcess
 from taskq.testing.stores_basic import StoreBase, StoreRig
 
 GET, PUT, DELETE = OpKind.GET, OpKind.PUT, OpKind.DELETE
@@ -238,6 +239,29 @@ class CoordinationSuite(StoreBase):
 
         self._race(rig, 3, add)
         assert rig.value() == b"45"
+
+    def test_processes_count_together(self, rig: CoordinationRig) -> None:
+        """Check that increments of several processes add up, and that each process sees the others' keys."""
+        rig.need(rig.caps.cross_process, "cross_process")
+        task = {"scheme": self.scheme, "url": rig.url, "options": as_plain(rig.options()), "key": rig.key, "n": 40}
+        with ChildProcess("increment", **task) as first, ChildProcess("increment", **task) as second:
+            for _ in range(40):
+                rig.do(INCREMENT)
+            first.said()
+            second.said()
+        assert rig.value() == b"120"
+
+    def test_a_killed_owner_loses_its_place_with_the_ttl(self, rig: CoordinationRig) -> None:
+        """Check that a lock of a killed process is refused to others until its ttl, and free after."""
+        rig.need(rig.caps.cross_process, "cross_process")
+        ttl = self.ttl_s + 1.0
+        task = {"scheme": self.scheme, "url": rig.url, "options": as_plain(rig.options())}
+        with ChildProcess("acquire", key=rig.key, owner="dead", ttl=ttl, **task) as child:
+            assert child.said() == {"acquired": True}
+            child.kill()
+            assert not rig.shared.acquire(rig.key, "heir", ttl=60)
+        limit = ttl + self.patience_s
+        eventually(limit, "the lock is free", lambda: rig.shared.acquire(rig.key, "heir", ttl=60))
 
     # ----------------------------------------------------------------------------------------------- semaphores
 

@@ -13,6 +13,7 @@ from taskq.message import Record
 from taskq.spi import ReadableBy, ResultStore, SupportsWait
 from taskq.testing.base import within
 from taskq.testing.stores_basic import KeepingTests, StoreBase, StoreRig
+from taskq.testing.stores_faults import NetworkTests, ProcessTests
 
 
 class WaitingTests(StoreBase):
@@ -186,7 +187,8 @@ class WaitingTests(StoreBase):
             result()
 
 
-class StoreSuite(KeepingTests, WaitingTests):
+# pytest runs the tests of the last base first.
+class StoreSuite(ProcessTests, NetworkTests, WaitingTests, KeepingTests):
     """All that a result store promises, tested on a real server.
 
     Subclass it in a class named ``Test…`` with ``scheme`` and a fixture ``url`` that gives the URL of an empty store.

@@ -25,7 +25,7 @@ from taskq.spi import (
     parse_urls,
 )
 from taskq.testing.base import Suite, eventually, select, unique
-from taskq.testing.transports_basic import wider
+from taskq.testing.transports_base import wider
 
 
 class StoreRig:
@@ -78,6 +78,16 @@ class StoreRig:
         """Skip the test where a capability is not declared."""
         if not declared:
             pytest.skip(f"{self.spec.name} does not declare {what}")
+
+    def forget(self, store: ResultStore) -> None:
+        """Leave a store, closed by the test, to the garbage collector."""
+        if store in self._open:
+            self._open.remove(store)
+
+    def abandon(self) -> None:
+        """Drop all stores without closing them: what a forked child does with what it inherited."""
+        self._open.clear()
+        self._main = None
 
     def close(self) -> None:
         for store in reversed(self._open):

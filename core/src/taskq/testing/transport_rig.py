@@ -25,7 +25,7 @@ from taskq.spi import (
 from taskq.testing.base import unique
 
 if TYPE_CHECKING:
-    from taskq.testing.transports_basic import TransportBase
+    from taskq.testing.transports_base import TransportBase
 
 _MAINTAIN_EVERY_S = 0.1
 _LONG_LEASE_S = 30.0  # tests that are not about leases must not lose one on a slow machine
@@ -100,6 +100,16 @@ class TransportRig:
         names = queues or (self.queue,)
         consumer.subscribe([q if isinstance(q, Subscription) else Subscription(q) for q in names], order=order)
         return consumer
+
+    def forget(self, transport: Transport) -> None:
+        """Leave a transport, closed by the test, to the garbage collector."""
+        if transport in self._open:
+            self._open.remove(transport)
+
+    def abandon(self) -> None:
+        """Drop all transports without closing them: what a forked child does with what it inherited."""
+        self._open.clear()
+        self._main = None
 
     def on_close(self, call: Callable[[], object]) -> None:
         """Have something else closed at the end of the test."""

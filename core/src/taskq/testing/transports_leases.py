@@ -14,7 +14,7 @@ from taskq.message import RELEASE, Delivery, Fetched, Settlement
 from taskq.spi import Consumer, Fencing, LeaseScope, SupportsMaintenance
 from taskq.testing.base import within
 from taskq.testing.transport_rig import TransportRig
-from taskq.testing.transports_basic import TransportBase
+from taskq.testing.transports_base import TransportBase
 
 
 class LeaseTests(TransportBase):

@@ -9,7 +9,7 @@ import pytest
 from taskq.message import ACK, RELEASE, Settlement
 from taskq.spi import Fencing, HandBack, Ordering
 from taskq.testing.transport_rig import TransportRig
-from taskq.testing.transports_basic import TransportBase
+from taskq.testing.transports_base import TransportBase
 
 
 class SettlingTests(TransportBase):
