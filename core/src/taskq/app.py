@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Concatenate, Literal, ParamSpec, Protocol
 from taskq._plugins import PluginManager
 from taskq._plugins.hints import SAME_SERVER_STORES
 from taskq.codec import Codec, CodecSettings
-from taskq.config import LoadedConfig, Settings, load
+from taskq.config import LoadedConfig, Settings, load, redact_url
 from taskq.errors import ConfigError, TaskDefinitionError, UnknownTask
 from taskq.message import QueueSpec
 from taskq.middleware import Middleware
@@ -144,18 +144,19 @@ class TaskQ:
         if self._transport is not None or self._middlewares is not None:
             raise ConfigError("the application is already in use; its settings can no longer be changed")
         self._cli = {**self._cli, **cli}
+        changes: dict[str, Any] = {"cli": self._cli}
         if config_file is not None:
-            self._load_options["config_file"] = config_file
+            self._load_options["config_file"] = changes["config_file"] = config_file
         self._plugins = None
         self._merged = False
-        self.config = load(self._code, cli=self._cli, **self._load_options)
+        self.config = self.config.reloaded(**changes)
         for task in self._tasks.values():
             self.plugins.task_declared(self, task)
 
     @property
     def broker_name(self) -> str:
         """The broker's URL without secrets, for messages."""
-        return "; ".join(str(u.without_query()) for u in self.settings.broker)
+        return "; ".join(redact_url(u.without_query()) for u in self.settings.broker)
 
     @property
     def plugins(self) -> PluginManager:
@@ -430,7 +431,9 @@ class TaskQ:
         urls = self.settings.broker
         scheme = urls[0].scheme
         spec = self.plugins.select("transport", scheme)
-        options: Any = self.config.plugin_options("transport", spec.name, spec.options, query=urls[0].query)
+        options: Any = self.config.plugin_options(
+            "transport", spec.name, spec.options, query=urls[0].query, aliases=(scheme,)
+        )
         config = TransportConfig(
             urls=tuple(u.without_query() for u in urls), options=options, app=self.name, lease_s=self.settings.lease
         )
@@ -474,8 +477,10 @@ class TaskQ:
         if derived:  # the broker's URL: options of the transport alone are not meant for the store
             known = getattr(spec.options, "__dataclass_fields__", ())
             query = tuple(pair for pair in query if pair[0] in known)
-        self.store_label = "" if derived else str(urls[0].without_query())
-        options: Any = self.config.plugin_options("result_store", spec.name, spec.options, query=query)
+        self.store_label = "" if derived else redact_url(urls[0].without_query())
+        options: Any = self.config.plugin_options(
+            "result_store", spec.name, spec.options, query=query, aliases=(scheme,)
+        )
         config = StoreConfig(urls=tuple(u.without_query() for u in urls), options=options, app=self.name)
         store: ResultStore = self.plugins.create("result_store", scheme, config)
         return store

@@ -55,13 +55,14 @@ class Context:
         """
         if self._app is None:
             if self.app_path:
-                self._app = load_app(self.app_path)
-                self._app.configure(self.settings, self.config_file)
+                app = load_app(self.app_path)
+                app.configure(self.settings, self.config_file)
             else:
                 from taskq.app import TaskQ
 
-                self._app = TaskQ("taskq", config=self.config_file)
-                self._app.configure(self.settings)
+                app = TaskQ("taskq", config=self.config_file)
+                app.configure(self.settings)
+            self._app = app
         return self._app
 
     @property
@@ -156,7 +157,7 @@ def _take(ctx: click.Context, param: click.Parameter, value: Any) -> Any:
         from taskq.config import Given, Origin
 
         assert param.name is not None
-        context.settings[param.name] = Given(value, Origin("command line", param.opts[0]))
+        context.settings[param.name] = Given(value, Origin("command line", param.opts[-1]))
     return value
 
 

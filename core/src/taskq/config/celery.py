@@ -6,7 +6,6 @@ _OURS = {
     "broker_url": "broker",
     "broker_failover_strategy": 'broker (";" between fail-over servers)',
     "broker_use_ssl": "broker (a scheme with TLS: amqps://, rediss://)",
-    "broker_connection_timeout": "connect_timeout",
     "broker_heartbeat": "lease",
     "broker_transport_options": "the section transports.NAME, or lease for visibility_timeout",
     "visibility_timeout": "lease",
@@ -47,7 +46,7 @@ _OURS = {
     "beat_scheduler": "scheduler",
 }
 _WITHOUT = {
-    "enable_utc": "times are always kept in UTC; timezone is for the rules of schedules",
+    "enable_utc": "times are always kept in UTC",
     "worker_hijack_root_logger": "the root logger is left alone",
     "worker_redirect_stdouts": "standard output is left alone",
     "broker_pool_limit": "connections are the transport's; see the options in transports.NAME",

@@ -245,13 +245,6 @@ def _contradictions(settings: Settings) -> Iterable[tuple[Path, str]]:
             re.compile(route.match[3:] if route.match.startswith("re:") else "")
         except re.error as error:
             yield ("routes",), f"{route.match!r} is not a regular expression: {error}"
-    if settings.timezone != "UTC":
-        import zoneinfo
-
-        try:
-            zoneinfo.ZoneInfo(settings.timezone)
-        except (zoneinfo.ZoneInfoNotFoundError, ValueError, OSError):
-            yield ("timezone",), f"there is no time zone {settings.timezone!r}; write it as Europe/Paris"
 
 
 def _unknown_variables(names: Sequence[str], known: Iterable[str]) -> str:

@@ -63,7 +63,6 @@ class PluginSettings(Section, frozen=True, kw_only=True):
     blocked: Annotated[tuple[str, ...], About("plugins never to load: NAME, KIND:NAME, a distribution, with *")] = ()
     only: Annotated[tuple[str, ...] | None, About("the only plugins to load, likewise; default: all")] = None
     choose: Annotated[Mapping[str, str], About('"KIND:NAME" = distribution, where two offer the same')] = {}
-    required: Annotated[tuple[str, ...], About('what must be installed, as "taskq-transport-redis>=1.2"')] = ()
 
 
 class WorkerSettings(Section, frozen=True, kw_only=True):
@@ -98,7 +97,6 @@ class Settings(Section, frozen=True, kw_only=True):
         tuple[Url, ...] | None, About('result store URL, "none", or "auto": the broker where it can', none=())
     ] = None
     include: Annotated[tuple[str, ...], About("modules to import for their tasks")] = ()
-    timezone: Annotated[str, About("zone of schedules without their own")] = "UTC"
 
     default_queue: Annotated[str, About("queue of tasks that nothing routes")] = "default"
     queues: Annotated[Mapping[str, QueueSettings], About("queues with properties of their own")] = {}
@@ -129,13 +127,9 @@ class Settings(Section, frozen=True, kw_only=True):
     lease: Annotated[
         float | None, About("time a silent worker keeps messages; default: the transport's", unit="s", minimum=0.1)
     ] = None
-    dead_letter_ttl: Annotated[
-        float | None, About("time dead letters are kept; default: for ever", unit="s", minimum=1)
-    ] = None
 
     publish_timeout: Annotated[float, About("longest time for a send with its repeats", unit="s", minimum=0.001)] = 10.0
     publish_retries: Annotated[int, About("repeats of a send that failed and may be repeated", minimum=0)] = 3
-    connect_timeout: Annotated[float, About("longest time to connect to a server", unit="s", minimum=0.001)] = 10.0
 
     ignore_result: Annotated[bool, About("do not store results of tasks that say nothing")] = False
     result_ttl: Annotated[float, About("how long results are kept", unit="s", minimum=1)] = 86400.0

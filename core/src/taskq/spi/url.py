@@ -1,7 +1,7 @@
 """Broker and result store URLs.
 
 ``SCHEME://user:password@host:port/path?option=value``; ``;`` separates fail-over servers. A URL's repr and str never
-show its password; ``raw()`` does.
+show its password or the values of its query; ``raw()`` does.
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ from msgspec import Struct
 from taskq.errors import UrlError
 
 _SCHEME = re.compile(r"[a-zA-Z][a-zA-Z0-9+.\-]*\Z")
-_SECRET_QUERY = re.compile(r"password|passwd|secret|token|key", re.IGNORECASE)
 
 
 class Url(Struct, frozen=True):
@@ -72,8 +71,7 @@ class Url(Struct, frozen=True):
             user = quote(self.username or "", safe="") + (f":{password}" if password is not None else "") + "@"
         port = f":{self.port}" if self.port is not None else ""
         query = "&".join(
-            f"{quote(k, safe='')}={'***' if not secrets and _SECRET_QUERY.search(k) else quote(v, safe='/:,')}"
-            for k, v in self.query
+            f"{quote(k, safe='')}={quote(v, safe='/:,') if secrets else '***'}" for k, v in self.query
         )
         path = quote(self.path, safe="/:@+,=~")
         return f"{self.scheme}://{user}{quote(host, safe='[]:.')}{port}{path}" + (f"?{query}" if query else "")
@@ -122,5 +120,12 @@ def parse_urls(value: str | Sequence[str]) -> tuple[Url, ...]:
 
 
 def redact_text(text: str) -> str:
-    """Return a text that may hold URLs with every ``user:password@`` reduced to ``user:***@``."""
-    return re.sub(r"(://[^/@\s:]*):[^@\s]*@", r"\1:***@", text)
+    """Return a text that should be a URL without anything in it that may be a password.
+
+    What cannot be read as a URL cannot be taken apart either, so everything before the last ``@`` and every query goes.
+    """
+    head, at, tail = text.rpartition("@")
+    scheme = head.partition(":")[0] if _SCHEME.match(head.partition(":")[0]) else ""
+    shown = f"{scheme}:***@{tail}" if at else text
+    address, mark, _ = shown.partition("?")
+    return address + ("?***" if mark else "")
