@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
 from collections.abc import AsyncIterator, Generator, Iterable, Iterator
 from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
@@ -70,6 +69,8 @@ class AsyncResult(Generic[R]):
 
     async def aget(self, timeout: float | None = None, *, propagate: bool = True, allow_in_task: bool = False) -> R:
         """Wait for the task to end without blocking the event loop; see ``get``."""
+        import asyncio  # a fifth of the import time of a program that may never await
+
         self._check_wait(allow_in_task)
         record = self._final()
         if record is None:
@@ -266,6 +267,8 @@ async def aas_completed(
     results: Iterable[AsyncResult[R]], timeout: float | None = None
 ) -> AsyncIterator[AsyncResult[R]]:
     """As ``as_completed``, for ``async for``."""
+    import asyncio
+
     waiting = {asyncio.ensure_future(_settled(r)) for r in results}
     loop = asyncio.get_running_loop()
     deadline = None if timeout is None else loop.time() + timeout

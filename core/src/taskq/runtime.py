@@ -6,7 +6,6 @@ costs a body decode, the task and, where a result is kept, an encode.
 
 from __future__ import annotations
 
-import asyncio
 import inspect
 import threading
 import time
@@ -36,6 +35,8 @@ from taskq.states import DEAD as STATE_DEAD
 from taskq.states import FAILURE, RETRY, SUCCESS
 
 if TYPE_CHECKING:
+    import asyncio
+
     from taskq.app import TaskQ
     from taskq.task import Task
 
@@ -63,6 +64,8 @@ class TaskRuntime:
     async def execute_async(self, job: Job) -> Outcome:
         """Run one job on the running loop; a ``def`` task goes to a thread."""
         if not self.is_async(job.task):
+            import asyncio
+
             return await asyncio.to_thread(self.execute, job)
         task = self.app.tasks[job.task]
         prepared = self._prepare(task, job)
@@ -130,6 +133,11 @@ class TaskRuntime:
                     args, kwargs = loads(job.payload[job.body :])
                 except (DecodeError, ValueError, TypeError) as error:
                     return self._undecodable(task, job, error)
+                if args.__class__ is not list or kwargs.__class__ is not dict:
+                    prepared = prepare(task, job)  # tuples of another format, or no arguments at all
+                    if isinstance(prepared, Outcome):
+                        return prepared
+                    args, kwargs = prepared[1].args, prepared[1].kwargs
                 request = Request(header, args, kwargs, job.queue, job.deliveries, task, worker)
             try:
                 # A context of its own: what a task sets must not be seen by the next one on this thread.
@@ -158,7 +166,8 @@ class TaskRuntime:
             async_chain = self._async_chain(task)
 
             def run_async(request: Request) -> Any:
-                return self._thread_loop().run(_await(async_chain, request))
+                # the runner's own context is that of the first task that it ran
+                return self._thread_loop().run(_await(async_chain, request), context=copy_context())
 
             chain: Callable[[Request], Any] = run_async
         else:
@@ -182,6 +191,8 @@ class TaskRuntime:
         """Return this thread's event loop: ``async def`` tasks on a pool of threads share one per thread."""
         runner: asyncio.Runner | None = getattr(self._loop, "runner", None)
         if runner is None:
+            import asyncio
+
             runner = self._loop.runner = asyncio.Runner()
         return runner
 
@@ -194,14 +205,13 @@ class TaskRuntime:
         header: Header = job.header
         try:
             args, kwargs = self.app.codec.decode_arguments(header, job.payload[job.body :])
-        except SerializationError as error:
+        except Exception as error:  # transforms that make no sense included
             return self._undecodable(task, job, error)
         if task.models is not None:
             try:
                 args, kwargs = task.models.load_arguments(args, kwargs)
             except TaskArgumentsError as error:
-                request = Request(header, args, kwargs, job.queue, job.deliveries, task, self.worker)
-                return self._failed(task, job, request, error)
+                return self._failure(task, header, error)
         return header, Request(header, args, kwargs, job.queue, job.deliveries, task, self.worker)
 
     def _success(self, task: Task[..., Any], header: Header, result: Any) -> Outcome:
@@ -232,6 +242,10 @@ class TaskRuntime:
     def _failed(self, task: Task[..., Any], job: Job, request: Request, error: BaseException) -> Outcome:
         """Turn what a task raised into an outcome: retry, dead letter or failure."""
         header: Header = job.header
+        if isinstance(error, TypeError):
+            misfit = task.misfit(request.args, request.kwargs)
+            if misfit is not None:  # another try would see the same arguments
+                return self._failure(task, header, misfit)
         retry = task.wants_retry(error, header)
         if retry is not None:
             return self._retry(task, job, retry)
@@ -243,10 +257,6 @@ class TaskRuntime:
             return Outcome(
                 DEAD, STATE_DEAD, self._error_payload(header, error, reason), (), reason, traceback_text(error)
             )
-        if isinstance(error, TypeError):
-            misfit = task.misfit(request.args, request.kwargs)
-            if misfit is not None:
-                return self._failure(task, header, misfit)
         return self._failure(task, header, error)
 
     def _retry(self, task: Task[..., Any], job: Job, retry: Retry) -> Outcome:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 import queue
 import threading
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from taskq.message import Outbound, SendFailure
+
+if TYPE_CHECKING:
+    import asyncio
 
 SendAll = Callable[[Sequence[Outbound], float | None], Sequence[SendFailure]]
 _BATCH = 1000
@@ -18,11 +20,11 @@ _BATCH = 1000
 class _Call:
     __slots__ = ("batch", "future", "loop", "timeout")
 
-    def __init__(self, batch: Sequence[Outbound], timeout: float | None) -> None:
+    def __init__(self, batch: Sequence[Outbound], timeout: float | None, loop: asyncio.AbstractEventLoop) -> None:
         self.batch = batch
         self.timeout = timeout
-        self.loop = asyncio.get_running_loop()
-        self.future: asyncio.Future[Sequence[SendFailure]] = self.loop.create_future()
+        self.loop = loop
+        self.future: asyncio.Future[Sequence[SendFailure]] = loop.create_future()
 
 
 class AsyncSender:
@@ -44,8 +46,10 @@ class AsyncSender:
         """Send messages; return the failures."""
         if not batch:
             return ()
+        import asyncio  # not before a coroutine sends
+
         self._ensure_thread()
-        call = _Call(batch, timeout)
+        call = _Call(batch, timeout, asyncio.get_running_loop())
         self._calls.put(call)
         return await call.future
 

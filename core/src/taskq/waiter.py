@@ -7,16 +7,18 @@ single background thread does it for them, whatever their number.
 
 from __future__ import annotations
 
-import asyncio
 import os
 import threading
 import time
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from taskq.errors import StoreError
 from taskq.message import Record
 from taskq.spi.store import ResultStore, SupportsWait
+
+if TYPE_CHECKING:
+    import asyncio
 
 _SLICE = 1.0
 """Longest single wait on the store in seconds, after which everything is looked at again."""
