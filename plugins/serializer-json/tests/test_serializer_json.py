@@ -80,7 +80,7 @@ ROUND_TRIPS = [
 
 
 @pytest.mark.parametrize(
-    "value", ROUND_TRIPS, ids=lambda value: repr(value)[:30] if not isinstance(value, int) else "int"
+    "value", ROUND_TRIPS, ids=[f"{i}-{type(value).__name__}" for i, value in enumerate(ROUND_TRIPS)]
 )
 def test_round_trip(value):
     for wrapped in (value, [value], {"k": value}):
