@@ -81,6 +81,14 @@ class DeadInfo(Struct, omit_defaults=True):
     history: list[list[Any]] = []
 
 
+_NUMBER: Final = (int, float)
+_TYPES: Final[Mapping[str, Any]] = {
+    NOT_BEFORE: _NUMBER, EXPIRES: _NUMBER, PRIORITY: int, GROUP: str, EPOCH: int, TRANSFORMS: list, STORE: str, PARENT: str,
+    ROOT: str, TRACE: dict, HEADERS: dict, PARKED: _NUMBER, MAX_RETRIES: int, HISTORY: list,
+}  # fmt: skip
+_LATEST: Final = 1e11
+"""Epoch seconds beyond which no time can be meant; infinity and NaN are beyond it too."""
+
 _encode_header = msgspec.msgpack.Encoder().encode
 _decode_header = msgspec.msgpack.Decoder(Header).decode
 _decode_dead = msgspec.msgpack.Decoder(DeadInfo).decode
@@ -114,9 +122,24 @@ def decode(payload: bytes) -> tuple[Header, int]:
         end = 4 + (payload[2] << 8 | payload[3])
         if end > len(payload):
             raise DecodeError(f"the message is cut off: its header should end at byte {end}, it has {len(payload)}")
-        return _decode_header(payload[4:end]), end
+        header = _decode_header(payload[4:end])
+        if header.extra is not None:
+            _check(header.extra)
+        return header, end
     except (IndexError, msgspec.MsgspecError, UnicodeDecodeError) as error:
         raise DecodeError(f"the message's header cannot be read: {error}") from error
+
+
+def _check(extra: dict[str, Any]) -> None:
+    """Refuse entries that this release would trip over; those that it does not know pass."""
+    for key, value in extra.items():
+        wanted = _TYPES.get(key)
+        if wanted is None:
+            continue
+        if not isinstance(value, wanted) or (
+            not 0 <= value <= 9 if key == PRIORITY else wanted is _NUMBER and not -_LATEST < value < _LATEST
+        ):
+            raise DecodeError(f"the message's header cannot be read: {key} = {value!r:.100}")
 
 
 def describe_foreign(payload: bytes) -> str:

@@ -158,8 +158,11 @@ _PLAIN_INITS = frozenset(
 )
 
 
-def _find_class(module: str, qualname: str) -> type[BaseException] | None:
-    """Return an exception class by name; only a real exception class is ever returned, whatever the store says."""
+def _find_class(module: str, qualname: str) -> type[Exception] | None:
+    """Return an exception class by name, whatever the store says only a real one.
+
+    A ``SystemExit`` or ``CancelledError`` ended the task over there; it must not end the caller here.
+    """
     found: Any = sys.modules.get(module)
     if found is None:
         if module == "__main__" or not all(part.isidentifier() for part in module.split(".")):
@@ -170,7 +173,7 @@ def _find_class(module: str, qualname: str) -> type[BaseException] | None:
             return None
     for part in qualname.split("."):
         found = getattr(found, part, None)
-    return found if isinstance(found, type) and issubclass(found, BaseException) else None
+    return found if isinstance(found, type) and issubclass(found, Exception) else None
 
 
 def error_for_state(state: str, task_id: str, reason: str) -> BaseException:

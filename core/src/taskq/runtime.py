@@ -7,6 +7,7 @@ costs a body decode, the task and, where a result is kept, an encode.
 from __future__ import annotations
 
 import inspect
+import logging
 import threading
 import time
 from collections.abc import Callable
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
     from taskq.app import TaskQ
     from taskq.task import Task
 
+logger = logging.getLogger("taskq.runtime")
 FINISHED = Outcome(DONE, SUCCESS)
 """The outcome of a success whose result nobody keeps: one object for all, told by identity."""
 
@@ -54,6 +56,7 @@ class TaskRuntime:
         self.worker = worker
         self._execute: dict[str, Execute] = {}
         self._loop = threading.local()
+        self._runners: list[asyncio.Runner] = []
         for name, task in app.tasks.items():
             self._execute[name] = self._compile(task)
 
@@ -98,9 +101,18 @@ class TaskRuntime:
 
     def stop(self) -> None:
         """Run the stop hooks of this process and give the tasks' resources back."""
+        self.close_loops()
         self.app.plugins.process_stopping(self.app)
         for task in self.app.tasks.values():
             task.process_stopping()
+
+    def close_loops(self) -> None:
+        """Close the event loops of all threads; one that a task still runs on stays open."""
+        while self._runners:
+            try:
+                self._runners.pop().close()
+            except RuntimeError as error:
+                logger.debug("an event loop stays open: %s", error)
 
     # ------------------------------------------------------------------------------------------------ compiling
 
@@ -194,6 +206,7 @@ class TaskRuntime:
             import asyncio
 
             runner = self._loop.runner = asyncio.Runner()
+            self._runners.append(runner)
         return runner
 
     # -------------------------------------------------------------------------------------------------- running

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal, ParamSpec, Ty
 from taskq.canvas import Signature
 from taskq.context import Request, current_request
 from taskq.envelope import MAX_RETRIES, Header
-from taskq.errors import ConfigError, NotInTask, Retry, TaskArgumentsError, TaskDefinitionError
+from taskq.errors import ConfigError, NotInTask, Reject, Retry, TaskArgumentsError, TaskDefinitionError
 from taskq.middleware import Middleware
 from taskq.retry import RetryPolicy
 from taskq.signature import Models, arguments_error, make_check
@@ -175,6 +175,8 @@ class Task(Generic[P, R]):
 
     def wants_retry(self, error: BaseException, header: Header) -> Retry | None:
         """Return the retry that an exception leads to, None when it is a final failure."""
+        if isinstance(error, Reject):
+            return None
         if isinstance(error, Retry):
             retry, limit = error, error.max_retries
         elif self.retry_policy.wants(error):
