@@ -32,8 +32,8 @@ $(STAMP): $(PROJECTS) constraints.txt tests/support/install.py Makefile
 		echo 'make: taskq needs Python 3.11 or newer; name one with PYTHON=/path/to/python3' >&2; exit 1; }
 	'$(PYTHON)' tests/support/install.py --env
 
-demo: env ## start a worker, fan a task out over real files, reduce to a table (FOLDER=…)
-	$(BIN)/python docs/examples/demo/run.py $(FOLDER)
+demo: env ## start a worker, fan a task out over real files, reduce to a table (FOLDER=…, ARGS=--keep)
+	$(BIN)/python docs/examples/demo/run.py $(ARGS) $(if $(FOLDER),'$(FOLDER)')
 
 test: env ## everything but the soak tests, with real servers
 	$(WITH_SERVERS) $(PYTEST) $(PARALLEL) $(ARGS)
