@@ -33,6 +33,7 @@ _IDLE_WAIT = 5.0
 """Longest fetch in seconds; a wake ends it sooner."""
 _SLICE = 0.02
 """Longest time in seconds that a finished job waits for others to be settled with it."""
+_GATHER = 0.002
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.1, 5.0
 _AHEAD_FROM = 64
 
@@ -200,27 +201,19 @@ class InlineEngine(Engine):
     def run(self) -> None:
         """Work until the worker is told to stop."""
         worker, settler, jobs = self.worker, self.settler, self.jobs
-        while not worker.stopping:
+        while not worker.stopping and settler.fatal is None:
             if settler.waiting:
                 pause = settler.pump()
-                if settler.fatal is not None:
-                    return
                 if pause:
                     worker.sleep(pause)
                     continue
-            deliveries = self.fetch(self.take.target(), _IDLE_WAIT)
-            if not deliveries:
-                continue
-            jobs.extend(self.admit(deliveries))
-            while jobs:
+            if not jobs and not self.careful and not self.suspects:
+                jobs.extend(self.admit(self.fetch(self.take.target(), _IDLE_WAIT)))
+            while jobs and not settler.blocked and not worker.stopping:
                 self._run_slice(jobs)
-                if settler.blocked or settler.pump():
-                    break
-            while jobs and settler.blocked and not worker.stopping:
-                worker.sleep(settler.pump())
-                if settler.fatal is not None:
-                    return
-            self._run_careful()
+                settler.pump()
+            if not settler.blocked:
+                self._run_careful()
 
     def _run_slice(self, jobs: deque[Job]) -> None:
         try:
@@ -387,20 +380,16 @@ class PoolEngine(Engine):
                 return
             self._collect(batch)
             end = time.monotonic() + _SLICE
-            # Gather while more is running, so that ends are settled together; alone, a job is settled at once.
-            while self.held and settler.waiting:
+            # Gather while the pool has more to do than slots, so that ends are settled together; else settle at once.
+            while self.pool.free() <= 0 and settler.waiting and (left := end - time.monotonic()) > 0:
                 try:
-                    more = self._done.get(timeout=max(0.0, min(end - time.monotonic(), 0.002)))
+                    more = self._done.get(timeout=min(left, _GATHER))
                 except queue.Empty:
-                    if self.pool.free() > 0 or time.monotonic() >= end:
-                        break
                     continue
                 if more is None:
                     self._pump()
                     return
                 self._collect(more)
-                if time.monotonic() >= end:
-                    break
             self._pump()
             self._space.set()
 
