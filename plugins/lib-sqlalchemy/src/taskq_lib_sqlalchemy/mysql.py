@@ -138,6 +138,49 @@ class MySQL(Strategy):
         )
         return {r.index for r in wave if r.record.id in stored}
 
+    _sweeps = (
+        "DELETE FROM {results} WHERE expires <= {now} LIMIT 1000",
+        "DELETE FROM {entries} WHERE expires <= {now} LIMIT 1000",
+    )
+
+    # ------------------------------------------------------------------------------------------------ coordination
+
+    def _lock_entries(self, connection: Connection, names: Sequence[str]) -> Sequence[Any]:
+        self._insert_rows(
+            connection,
+            "INSERT INTO {entries} (name, value, expires) VALUES ",
+            "(%(name)s, NULL, 0)",
+            " ON DUPLICATE KEY UPDATE name = VALUES(name)",
+            ({"name": name} for name in names),
+        )
+        rows = self.do(
+            connection,
+            "SELECT name, value, {now}, expires IS NULL OR expires > {now} FROM {entries} WHERE name {in_names} FOR UPDATE",
+            names=names,
+        )
+        return rows.all()
+
+    _put_time = (
+        "INSERT INTO {times} (name, member, due) VALUES (:name, :member, :due) ON DUPLICATE KEY UPDATE due = VALUES(due)"
+    )
+
+    def remove_times(self, connection: Connection, index: str, members: Sequence[str]) -> list[str]:
+        if self.mariadb:
+            return super().remove_times(connection, index, members)
+        with transaction(connection):
+            rows = self.do(
+                connection,
+                "SELECT member FROM {times} WHERE name = :name AND member {in_names} FOR UPDATE",
+                name=index,
+                names=members,
+            )
+            found = list(rows.scalars())
+            if found:
+                self.do(
+                    connection, "DELETE FROM {times} WHERE name = :name AND member {in_names}", name=index, names=found
+                )
+        return found
+
 
 _RECORD_HEAD = (
     "INSERT INTO {results} (id, state, terminal, attempt, epoch, expires, ttl, writer, reply, payload, follow_ups) VALUES "

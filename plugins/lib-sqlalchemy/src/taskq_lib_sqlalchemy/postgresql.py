@@ -8,14 +8,14 @@ when a consumer says (``ring``) that it waits, which none does under load.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from sqlalchemy.engine import Connection
 
 from taskq.spi import Durability, Outbound, Record
 from taskq_lib_sqlalchemy.records import RecordRow, pushes, waves
-from taskq_lib_sqlalchemy.strategy import Claim, Ending, Strategy, Taken
+from taskq_lib_sqlalchemy.strategy import Claim, Ending, EntryChange, Strategy, Taken
 
 
 class PostgreSQL(Strategy):
@@ -147,6 +147,44 @@ class PostgreSQL(Strategy):
             parameters |= _message_columns([out for _, out in sends])
             parameters["owners"] = [origin for origin, _ in sends]
         return set(self.do(connection, statement + " SELECT id FROM gone", **parameters).scalars())
+
+    # ------------------------------------------------------------------------------------------------ coordination
+
+    def _lock_entries(self, connection: Connection, names: Sequence[str]) -> Sequence[Any]:
+        rows = self.do(
+            connection,
+            "INSERT INTO {entries} AS e (name, value, expires) "
+            "SELECT name, NULL, 0 FROM unnest(CAST(:names AS text[])) AS n(name) ORDER BY name "
+            "ON CONFLICT (name) DO UPDATE SET name = excluded.name "
+            "RETURNING e.name, e.value, {now}, e.expires IS NULL OR e.expires > {now}",
+            names=names,
+        )
+        return rows.all()
+
+    def write_entries(self, connection: Connection, entries: Sequence[EntryChange]) -> None:
+        self.do(
+            connection,
+            "UPDATE {entries} AS e SET value = n.value, "
+            "expires = CASE n.mode WHEN 0 THEN e.expires WHEN 1 THEN NULL ELSE {now} + n.ttl END "
+            "FROM unnest(CAST(:names AS text[]), CAST(:contents AS bytea[]), CAST(:modes AS integer[]), "
+            "CAST(:ttls AS double precision[])) AS n(name, value, mode, ttl) WHERE e.name = n.name",
+            names=[entry.name for entry in entries],
+            contents=[entry.value for entry in entries],
+            modes=[entry.mode for entry in entries],
+            ttls=[float(entry.ttl) for entry in entries],
+        )
+
+    def put_times(self, connection: Connection, index: str, entries: Mapping[str, float]) -> None:
+        members = sorted(entries)
+        self.do(
+            connection,
+            "INSERT INTO {times} (name, member, due) SELECT :name, member, due "
+            "FROM unnest(CAST(:members AS text[]), CAST(:dues AS double precision[])) AS n(member, due) "
+            "ON CONFLICT (name, member) DO UPDATE SET due = excluded.due",
+            name=index,
+            members=members,
+            dues=[float(entries[member]) for member in members],
+        )
 
 
 def _message_columns(batch: Sequence[Outbound]) -> dict[str, list[Any]]:

@@ -59,6 +59,18 @@ class SQLite(Strategy):
         return stored
 
 
+    def _lock_entries(self, connection: Connection, names: Sequence[str]) -> Sequence[Any]:
+        # The transaction is the lock, but absent entries need rows that can be updated.
+        rows = self.do(
+            connection,
+            "INSERT INTO {entries} (name, value, expires) SELECT value, NULL, 0 FROM json_each(:names) WHERE TRUE "
+            "ON CONFLICT (name) DO UPDATE SET name = excluded.name "
+            "RETURNING name, value, :now, expires IS NULL OR expires > :now",
+            names=self.listed(names),
+        )
+        return rows.all()
+
+
 _UPSERT = """
 INSERT INTO {results} AS r (id, state, terminal, attempt, epoch, expires, ttl, writer, reply, payload, follow_ups)
 VALUES (:id, :state, :terminal, :attempt, :epoch, :now + :ttl, :ttl, 0, :reply, :payload, :follow_ups)

@@ -6,7 +6,7 @@ does most of it in single statements. Times are seconds on the server's clock; S
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, ClassVar, NamedTuple
 
 import sqlalchemy as sa
@@ -58,6 +58,18 @@ class Ending(NamedTuple):
     id: int
     record: Record | None
     follow_ups: Sequence[Outbound]
+
+
+class EntryChange(NamedTuple):
+    """A coordination entry's new value (None: gone); ``mode`` is KEEP_TTL, NO_TTL or NEW_TTL."""
+
+    name: str
+    value: bytes | None
+    mode: int
+    ttl: float = 0.0
+
+
+KEEP_TTL, NO_TTL, NEW_TTL = 0, 1, 2
 
 
 class Statement:
@@ -370,6 +382,94 @@ class Strategy:
             if held and ending.follow_ups:
                 self.insert(connection, ending.follow_ups)
         return held
+
+    def read(self, connection: Connection, ids: Sequence[str]) -> list[Record]:
+        """Return the records of these ids that are there and have not expired."""
+        rows = self.do(
+            connection,
+            "SELECT id, state, payload, terminal, attempt, epoch, ttl, reply, follow_ups FROM {results} "
+            "WHERE id {in_names} AND expires > {now}",
+            names=self.listed(ids),
+        )
+        return [Record(*row[:3], bool(row[3]), *row[4:]) for row in rows]
+
+    def forget(self, connection: Connection, ids: Sequence[str]) -> None:
+        """Delete records."""
+        self.do(connection, "DELETE FROM {results} WHERE id {in_names}", names=self.listed(ids))
+
+    def sweep(self, connection: Connection) -> int:
+        """Delete up to a thousand expired records and as many entries; return how many."""
+        return sum(self.do(connection, template).rowcount for template in self._sweeps)
+
+    _sweeps: ClassVar[tuple[str, ...]] = (
+        "DELETE FROM {results} WHERE id IN (SELECT id FROM {results} WHERE expires <= {now} LIMIT 1000 {skip_locked})",
+        "DELETE FROM {entries} WHERE name IN (SELECT name FROM {entries} WHERE expires <= {now} LIMIT 1000 {skip_locked})",
+    )
+
+    # ------------------------------------------------------------------------------------------------ coordination
+
+    def read_entries(self, connection: Connection, names: Sequence[str]) -> dict[str, bytes]:
+        """Return the entries of these names that are there and have not expired."""
+        rows = self.do(
+            connection,
+            "SELECT name, value FROM {entries} WHERE name {in_names} AND value IS NOT NULL "
+            "AND (expires IS NULL OR expires > {now})",
+            names=self.listed(names),
+        )
+        return {row.name: row.value for row in rows}
+
+    def lock_entries(self, connection: Connection, names: Sequence[str]) -> tuple[dict[str, bytes], float]:
+        """Keep everybody else from these entries until the transaction's end; return them and the server's time.
+
+        ``names`` are distinct and sorted. What is absent is locked too: as a row that has expired.
+        """
+        rows = self._lock_entries(connection, names)
+        now = rows[0][2]
+        return {name: value for name, value, _, alive in rows if value is not None and alive}, now
+
+    def _lock_entries(self, connection: Connection, names: Sequence[str]) -> Sequence[Any]:
+        raise NotImplementedError
+
+    def write_entries(self, connection: Connection, entries: Sequence[EntryChange]) -> None:
+        """Change locked entries."""
+        statement = self.sql(
+            "UPDATE {entries} SET value = :value, "
+            "expires = CASE :mode WHEN 0 THEN expires WHEN 1 THEN NULL ELSE {now} + :ttl END WHERE name = :name"
+        )
+        extra = {"now": self.database.clock.now()} if statement.needs_now else {}
+        connection.execute(statement.clause, [{**entry._asdict(), **extra} for entry in entries])
+
+    def put_times(self, connection: Connection, index: str, entries: Mapping[str, float]) -> None:
+        """Set members' due times."""
+        rows = [{"name": index, "member": member, "due": float(due)} for member, due in sorted(entries.items())]
+        with transaction(connection):
+            connection.execute(self.sql(self._put_time).clause, rows)
+
+    _put_time = (
+        "INSERT INTO {times} (name, member, due) VALUES (:name, :member, :due) "
+        "ON CONFLICT (name, member) DO UPDATE SET due = excluded.due"
+    )
+
+    def due_times(self, connection: Connection, index: str, now: float, limit: int) -> list[tuple[str, float]]:
+        """Return members due at ``now``, earliest first."""
+        rows = self.do(
+            connection,
+            "SELECT member, due FROM {times} WHERE name = :name AND due <= :at ORDER BY due, member LIMIT :limit",
+            name=index,
+            at=now,
+            limit=limit,
+        )
+        return [(row.member, row.due) for row in rows]
+
+    def remove_times(self, connection: Connection, index: str, members: Sequence[str]) -> list[str]:
+        """Remove members; return those that were there."""
+        result = self.do(
+            connection,
+            "DELETE FROM {times} WHERE name = :name AND member {in_names} RETURNING member",
+            name=index,
+            names=self.listed(members),
+        )
+        return list(result.scalars())
 
     # ------------------------------------------------------------------------------------------------------ errors
 
