@@ -1,0 +1,20 @@
+"""Options of a plugin: in a file, in the code, in the environment, in the URL. Unknown and malformed ones are refused."""
+
+from taskq import TaskQ
+from taskq.errors import ConfigError
+
+app = TaskQ(
+    "careful",
+    broker="sqlite://?synchronous=NORMAL",  # this one broker
+    transports={"sqlite": {"poll_interval": 0.5}},  # in a file: [tool.taskq.transports.sqlite], poll_interval = 0.5
+    isolated=True,
+)
+app.transport  # noqa: B018  opened at the first use
+for row in app.config.rows():
+    print(f"{row.name} = {row.value!r}, from {row.origin}")
+app.close()
+
+try:
+    TaskQ("wrong", broker="sqlite://?sinchronous=NORMAL", isolated=True).transport  # noqa: B018
+except ConfigError as error:
+    print(error)
