@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from taskq import envelope
 from taskq.context import Request, request_var
-from taskq.envelope import GROUP, NOT_BEFORE, PRIORITY, TRANSFORMS, Header
+from taskq.envelope import GROUP, NOT_BEFORE, PARKED, PRIORITY, TRANSFORMS, Header
 from taskq.errors import (
     DecodeError,
     PayloadTooLarge,
@@ -276,7 +276,7 @@ class TaskRuntime:
         header: Header = job.header
         limit = task.retry_limit(header) if retry.max_retries is None else retry.max_retries
         delay = task.retry_policy.delay(header.attempt) if retry.countdown is None else max(0.0, retry.countdown)
-        changes: dict[str, Any] = {NOT_BEFORE: time.time() + delay if delay else None}
+        changes: dict[str, Any] = {NOT_BEFORE: time.time() + delay if delay else None, PARKED: None}
         body = job.payload[job.body :]
         if retry.task_args is not None or retry.task_kwargs is not None:
             old_args, old_kwargs = self.app.codec.decode_arguments(header, body)
@@ -285,6 +285,8 @@ class TaskRuntime:
                 old_kwargs if retry.task_kwargs is None else dict(retry.task_kwargs),
             )
             try:
+                if task.models is not None:
+                    new = task.models.plain(new)
                 body, changes[TRANSFORMS] = self.app.codec.encode(new, self.app.codec.serializer(header.content_type))
             except SerializationError as error:
                 return self._failure(task, header, error)
