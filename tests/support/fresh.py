@@ -15,13 +15,16 @@ import sys
 import sysconfig
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import pytest
 from packaging.requirements import Requirement
 
 from tests.support.install import is_ours, normalized
 
-# hatchling's entry for build front-ends: the folder to build is the current one. One process for many is ten times faster.
+if TYPE_CHECKING:
+    import pytest
+
+# hatchling's entry for build front-ends builds the current folder. One process for all is ten times as fast.
 BUILD = """
 import os, sys
 from hatchling.build import build_wheel
