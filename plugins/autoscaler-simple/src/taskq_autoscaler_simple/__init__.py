@@ -1,0 +1,1 @@
+"""The simple autoscaler: slots by what is busy and what waits, smoothed."""

@@ -1,0 +1,1 @@
+"""The simple scheduler: schedules in memory, or in one JSON file."""
