@@ -125,6 +125,7 @@ class Bells:
         self._board_lock = threading.Lock()  # a number of a closed file may be somebody else's file a moment later
         self._ringer: socket.socket | None = None
         self._hung: list[Bell] = []
+        self._closed = False
 
     # ------------------------------------------------------------------------------------------------------ bells
 
@@ -166,7 +167,7 @@ class Bells:
     def ring(self, address: str | None, message: bytes = b"") -> bool | None:
         """Ring one bell. True: rung (or rung so often that it is full); False: its owner is dead; None: not found."""
         path = self.path_of(address)
-        if path is None:
+        if path is None or self._closed:
             return None
         ringer = self._ringer
         if ringer is None:
@@ -279,6 +280,8 @@ class Bells:
     def _open_board(self, *, create: bool) -> int:
         if not AVAILABLE:
             return -1
+        if self._closed:
+            return -1
         now = time.monotonic()
         if now - self._board_checked > _CHECK_BOARD_S:
             self._board_checked = now
@@ -320,6 +323,7 @@ class Bells:
 
     def close(self) -> None:
         """Take down what this process has hung."""
+        self._closed = True
         for bell in list(self._hung):
             self.take_down(bell)
         self._close_sockets()

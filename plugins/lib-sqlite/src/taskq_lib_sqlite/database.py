@@ -6,7 +6,8 @@ other, and they would wait for each other by sleeping.
 
 **Fork.** SQLite keeps its file locks per process and its book-keeping of them in memory that a child inherits, so a child
 that opens the same file believes that it holds locks which only its parent has. Therefore a fork first waits for the
-running transaction and closes the connections; parent and child open them again when they next need them.
+running transaction and closes the connections. The parent opens them again when it next needs them; in the child the
+inherited object is refused, and a new one may be opened.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ _PRAGMAS = (
     "PRAGMA cache_size=-8000",  # KiB
     "PRAGMA temp_store=MEMORY",
     "PRAGMA secure_delete=OFF",
-    "PRAGMA wal_autocheckpoint=2000",  # pages
+    "PRAGMA wal_autocheckpoint=4000",  # pages
     "PRAGMA journal_size_limit=67108864",
 )
 
@@ -135,6 +136,7 @@ class Database:
 
     def __init__(self, path: str) -> None:
         self.path = path
+        self.pid = os.getpid()
         self.lock = threading.Lock()
         """Around the writing connection, for the length of a transaction."""
         self.writer: sqlite3.Connection | None = None
@@ -144,11 +146,26 @@ class Database:
         self.users = 0
         self.queues: dict[str, int] = {}
         """Numbers of queues by name, as far as seen; a queue's number never changes."""
+        self.file_id = ""
+        """Names the file itself; another one stands at the path when this changes."""
         self.bells = Bells(path)
         self._reader: sqlite3.Connection | None = None
         self._reader_lock = threading.Lock()
         self._identity: tuple[int, int] | None = None
         self._closed = False
+
+    def check_process(self) -> None:
+        """Refuse what a parent process opened.
+
+        Raises:
+            Trouble: this is not the process that opened the file.
+        """
+        if self.pid != os.getpid():
+            raise Trouble(
+                Kind.CLOSED,
+                f"{self.path} was opened by process {self.pid} and must not be used in its child {os.getpid()}: "
+                "open a new transport or store here",
+            )
 
     def transaction(self, *, durable: bool, patience: float = BUSY_TIMEOUT_S, max_size: int = 0) -> Transaction:
         """Return a reusable write transaction; ``max_size`` in bytes limits the file, 0 for no limit."""
@@ -196,6 +213,7 @@ class Database:
                 retry_busy(connection, "BEGIN IMMEDIATE", BUSY_TIMEOUT_S)
                 if schema.check_version(schema.found_version(connection), self.path):
                     schema.migrate(connection, self.path)
+                self.file_id = schema.file_id(connection)
                 connection.execute("COMMIT")
             except BaseException:
                 connection.close()
@@ -226,6 +244,7 @@ class Database:
         connection = sqlite3.connect(
             self.path, timeout=timeout, isolation_level=None, cached_statements=256, check_same_thread=False
         )
+        connection.text_factory = _text
         for pragma in _PRAGMAS:
             connection.execute(pragma).close()
         return connection
@@ -256,12 +275,14 @@ class Database:
                     log.warning("closing %s failed: %s", self.path, exc)
 
     def check_file(self) -> None:
-        """Notice that the file was removed or replaced under us, and turn to the new one.
+        """Notice that the file was replaced under us, and turn to the new one, or that its tables were upgraded.
 
         Raises:
-            Trouble: it was; whatever this process held in it is gone.
+            Trouble: whatever this process held in the old file is gone, or the tables are not known here any more.
         """
-        if self.writer is None or self._identity is None or _identity(self.path) == self._identity:
+        if self.writer is None or _identity(self.path) == self._identity:
+            rows = self.read("SELECT value FROM taskq_meta WHERE name = 'version'")
+            schema.check_version(rows[0][0] if rows else 0, self.path)
             return
         with self._reader_lock, self.lock:
             self.drop_connections()
@@ -291,6 +312,10 @@ class Database:
         self._reader_lock.release()
 
 
+def _text(data: bytes) -> str:
+    return data.decode("utf-8", "surrogateescape")  # damaged text must not stop what reads the row
+
+
 def _identity(path: str) -> tuple[int, int] | None:
     try:
         status = os.stat(path)
@@ -318,12 +343,20 @@ def open_database(path: str) -> Database:
             with database.lock:
                 database.connect()
             _open[real] = database
+        else:
+            try:
+                database.check_file()
+            except Trouble as trouble:
+                if trouble.kind is not Kind.REPLACED:
+                    raise
         database.users += 1
     return database
 
 
 def close_database(database: Database) -> None:
     """Give a database back; the last user's call closes it."""
+    if database.pid != os.getpid():
+        return
     with _registry_lock:
         database.users -= 1
         if database.users > 0:
@@ -351,6 +384,7 @@ def _after_fork_in_child() -> None:
     for database in _forking:
         database.after_fork(child=True)
     _forking.clear()
+    _open.clear()
     _registry_lock.release()
 
 

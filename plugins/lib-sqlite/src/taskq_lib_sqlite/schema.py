@@ -61,6 +61,12 @@ def found_version(connection: sqlite3.Connection) -> int:
     return int(row[0]) if row is not None and isinstance(row[0], int) else 0
 
 
+def file_id(connection: sqlite3.Connection) -> str:
+    """Return what tells this file from another one that is put in its place."""
+    row = connection.execute("SELECT value FROM taskq_meta WHERE name = 'file'").fetchone()
+    return str(row[0]) if row is not None else ""
+
+
 def check_version(found: int, path: str) -> bool:
     """Return whether a file needs ``migrate``.
 
@@ -87,6 +93,7 @@ def migrate(connection: sqlite3.Connection, path: str) -> None:
         return  # another process was faster
     if found == 0:
         connection.execute("CREATE TABLE IF NOT EXISTS taskq_meta (name TEXT PRIMARY KEY, value) WITHOUT ROWID")
+        connection.execute("INSERT OR REPLACE INTO taskq_meta VALUES ('file', lower(hex(randomblob(16))))")
     for version in range(found + 1, VERSION + 1):
         if version not in MIGRATIONS:
             raise Trouble(

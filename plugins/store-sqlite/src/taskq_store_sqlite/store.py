@@ -61,6 +61,7 @@ class SqliteStore:
     def _open_database(self) -> Database:
         if self._database is None:
             raise Trouble(Kind.CLOSED, f"the result store {self.path} was used before open() or after close()")
+        self._database.check_process()
         return self._database
 
     @store_errors
@@ -78,7 +79,7 @@ class SqliteStore:
         if database is None:
             return
         waiter, self._waiter = self._waiter, None
-        if waiter is not None:
+        if waiter is not None and database.pid == os.getpid():
             waiter.wake()
             waiter.close()
         close_database(database)
@@ -145,14 +146,13 @@ class SqliteStore:
 
     def _this_process_waiter(self) -> Waiter:
         database = self._open_database()
-        waiter = self._waiter
-        if waiter is None or waiter.pid != os.getpid():
+        if self._waiter is None:
             with self._waiter_lock:
-                waiter = self._waiter
-                if waiter is None or waiter.pid != os.getpid():
-                    waiter = Waiter(database.bells, push=self._capabilities.push, poll_s=self.options.poll_interval)
-                    self._waiter = waiter
-        return waiter
+                if self._waiter is None:
+                    self._waiter = Waiter(
+                        database.bells, push=self._capabilities.push, poll_s=self.options.poll_interval
+                    )
+        return self._waiter
 
     @store_errors
     def wait(self, ids: Sequence[str], timeout: float) -> Sequence[Record]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable, Sequence
 
@@ -18,7 +17,6 @@ class Waiter:
     """
 
     def __init__(self, bells: Bells, *, push: bool, poll_s: float) -> None:
-        self.pid = os.getpid()
         self._bells = bells
         self._bell = bells.hang("w") if push else None
         self._nudge = Nudge()
@@ -69,7 +67,6 @@ class Waiter:
         self._nudge.ring()
 
     def close(self) -> None:
-        if self.pid == os.getpid():
-            if self._bell is not None:
-                self._bells.take_down(self._bell)
-            self._nudge.close()
+        if self._bell is not None:
+            self._bells.take_down(self._bell)
+        self._nudge.close()

@@ -15,6 +15,7 @@ from taskq.errors import TransportClosed
 from taskq.message import RELEASE, Delivery, Fetched, Lost, Outbound, Settlement
 from taskq_lib_sqlite import (
     Database,
+    Kind,
     Nudge,
     SqliteResults,
     Trouble,
@@ -38,7 +39,7 @@ _NOTHING = Fetched()
 _LOOK_AFTER_S = 1.0  # seconds between two looks for dead consumers while idle
 
 _CLAIM = (
-    "SELECT r.seq, r.deliveries, m.payload, m.grp, r.rank FROM taskq_ready r LEFT JOIN taskq_message m ON m.seq = r.seq "
+    "SELECT r.seq, ifnull(r.deliveries, 0) + 1, m.payload, m.grp, r.rank FROM taskq_ready r LEFT JOIN taskq_message m ON m.seq = r.seq "
     "WHERE r.queue = ? ORDER BY r.rank, r.seq LIMIT ?"
 )
 _HOLD = (
@@ -93,6 +94,8 @@ class SqliteConsumer:
         self._nudge = Nudge()
         self._bell = database.bells.hang("c") if transport.options.wake_up == "bell" else None
         self._ears = [self._nudge.reader] + ([self._bell.socket] if self._bell else [])
+        self._subscriptions: Sequence[Subscription] = ()
+        self._order: SubscribeOrder = "fair"
         self._names: dict[int, str] = {}
         self._shares = Shares((), "fair")
         self._work = ""
@@ -106,16 +109,21 @@ class SqliteConsumer:
         self._woken = False
         self._starved = False
         self._on_board = False
+        self._announce = False
         self._next_due: float | None = None
+        self._busy_since: float | None = None
         self._looked_after = time.monotonic()
         self.number = 0
         self._slot: int | None = None
+        self._file_id = ""
         with transport.moving as connection:
             self._register(connection)
         database.bells.announce()
 
     def _register(self, connection: sqlite3.Connection) -> None:
-        """Enter this consumer under a new number."""
+        """Enter this consumer under a new number, and its subscriptions, into whatever file is there now."""
+        self._file_id = self._database.file_id
+        self._resolve(connection)
         until, until_wall = self._transport.leases.end(self._transport.lease_s)
         taken = {row[0] for row in connection.execute("SELECT slot FROM taskq_consumer")}
         self._slot = next(slot for slot in count() if slot not in taken) if self._bell else None
@@ -138,21 +146,43 @@ class SqliteConsumer:
     @transport_errors
     def subscribe(self, queues: Sequence[Subscription], *, order: SubscribeOrder = "fair") -> None:
         self._check()
-        database = self._database
+        self._subscriptions, self._order = tuple(queues), order
         with self._transport.moving as connection:
-            numbers = [(tables.find_queue(connection, s.queue), s.weight) for s in queues]
-            names = {number: s.queue for (number, _), s in zip(numbers, queues, strict=True)}
-            connection.execute(
-                "UPDATE taskq_consumer SET queues = ? WHERE number = ?", (",".join(map(str, names)), self.number)
-            )
-        self._names = names
-        self._shares = Shares(numbers, order)
-        listed = ", ".join(map(str, names))
+            if self._registered(connection):
+                self._resolve(connection)
+                connection.execute(
+                    "UPDATE taskq_consumer SET queues = ? WHERE number = ?",
+                    (",".join(map(str, self._names)), self.number),
+                )
+        self._database.bells.announce()
+
+    def _resolve(self, connection: sqlite3.Connection) -> None:
+        """Learn the numbers of the queues to fetch from."""
+        subscriptions = {tables.find_queue(connection, s.queue): s for s in self._subscriptions}
+        self._names = {number: s.queue for number, s in subscriptions.items()}
+        self._shares = Shares([(number, s.weight) for number, s in subscriptions.items()], self._order)
+        listed = ", ".join(map(str, subscriptions))
         self._work = (
-            f"SELECT EXISTS (SELECT 1 FROM taskq_ready WHERE queue IN ({listed})), (SELECT min(due) FROM taskq_delayed)"
+            f"SELECT EXISTS (SELECT 1 FROM taskq_ready WHERE queue IN ({listed})), "  # noqa: S608  numbers
+            "(SELECT min(due) FROM taskq_delayed)"
         )
         self._hot = True
-        database.bells.announce()
+
+    def _registered(self, connection: sqlite3.Connection) -> bool:
+        """Make sure, inside a transaction, that this consumer is entered; False where it was not, and has lost all."""
+        if self._file_id == self._database.file_id:
+            statement = "SELECT 1 FROM taskq_consumer WHERE number = ?"
+            if connection.execute(statement, (self.number,)).fetchone() is not None:
+                return True
+        # Somebody took this consumer for dead, or put another file in place of ours.
+        held = list(self._held)
+        self._losses.extend(Lost(receipt, "the lease ended and the message was given back") for receipt in held)
+        self._forget(held)
+        if held:
+            log.warning("the lease on %d messages of %s ended: not renewed in time", len(held), self._database.path)
+        self._register(connection)
+        self._announce = True
+        return False
 
     @transport_errors
     def credit(self, n: int, max_bytes: int) -> None:
@@ -175,7 +205,7 @@ class SqliteConsumer:
                 room = 0
             self._starved = room <= 0
             if room > 0 and self._names and (self._hot or self._work_waits()):
-                deliveries = self._claim(room)
+                deliveries = self._try_claim(room)
                 if deliveries:
                     return Fetched(deliveries, self._take_losses())
                 self._hot = False
@@ -209,12 +239,24 @@ class SqliteConsumer:
             if self._bell is not None and not self._bell.in_place():
                 self._rehang()
 
+    def _try_claim(self, room: int) -> list[Delivery]:
+        """Claim, unless somebody else writes for long just now: a fetch must come back in time."""
+        try:
+            deliveries = self._claim(room)
+        except Trouble as trouble:
+            now = time.monotonic()
+            if trouble.kind is not Kind.BUSY or now - (self._busy_since or now) > self._transport.options.busy_timeout:
+                raise
+            self._busy_since = self._busy_since or now
+            return []
+        self._busy_since = None
+        return deliveries
+
     def _claim(self, room: int) -> list[Delivery]:
         transport = self._transport
         promoted: Mapping[int, int] = {}
-        with transport.moving as connection:
-            if connection.execute("SELECT 1 FROM taskq_consumer WHERE number = ?", (self.number,)).fetchone() is None:
-                self._lose_all(connection)
+        with transport.claiming as connection:
+            self._registered(connection)
             now = transport.clock.now()
             due = connection.execute("SELECT min(due) FROM taskq_delayed").fetchone()[0]
             if due is not None and due <= now:
@@ -240,7 +282,7 @@ class SqliteConsumer:
                         break
                     one = False
                     row = rank, seq
-                    taken.append((Delivery(payload, 0, name, deliveries + 1, group), Held(seq, queue, size, group)))
+                    taken.append((Delivery(payload, 0, name, deliveries, group), Held(seq, queue, size, group)))
                 cursor.close()
                 if row is not None:
                     connection.execute(_HOLD, (self.number, queue, *row))
@@ -254,6 +296,7 @@ class SqliteConsumer:
                 waiting = {row[0] for row in connection.execute(_WAITING).fetchall()}.intersection(numbers)
                 if waiting:
                     claimed = self._shares.take(room, waiting, claim)
+        self._announce_if_new()
         if promoted:
             transport.ringer.ring({q: n for q, n in promoted.items() if q not in self._names})
         if not claimed:
@@ -361,6 +404,8 @@ class SqliteConsumer:
         Raises:
             _Mismatch: something is lost, and only settling one by one tells what.
         """
+        if self._file_id != self._database.file_id:
+            self._registered(connection)
         me = self.number
         held = self._held
         lost = []
@@ -442,28 +487,19 @@ class SqliteConsumer:
     def extend(self, receipts: Sequence[Receipt] | None = None) -> Sequence[Lost]:
         self._check()
         until, until_wall = self._transport.leases.end(self._transport.lease_s)
-        lost = False
         with self._transport.moving as connection:
-            renewed = connection.execute(
-                "UPDATE taskq_consumer SET until = ?, until_wall = ? WHERE number = ?", (until, until_wall, self.number)
-            ).rowcount
-            if not renewed:
-                self._lose_all(connection)
-                lost = True
-        if lost:
-            self._database.bells.announce()
+            if self._registered(connection):
+                connection.execute(
+                    "UPDATE taskq_consumer SET until = ?, until_wall = ? WHERE number = ?",
+                    (until, until_wall, self.number),
+                )
+        self._announce_if_new()
         return self._take_losses()
 
-    def _lose_all(self, connection: sqlite3.Connection) -> None:
-        """Somebody took this consumer for dead: what it held is lost, and it goes on under a new number."""
-        held = list(self._held)
-        self._losses.extend(Lost(receipt, "the lease ended and the message was given back") for receipt in held)
-        self._forget(held)
-        if held:
-            log.warning(
-                "the lease on %d messages of %s ended: nobody renewed it in time", len(held), self._database.path
-            )
-        self._register(connection)
+    def _announce_if_new(self) -> None:
+        if self._announce:
+            self._announce = False
+            self._database.bells.announce()
 
     def fuse(self, store: ResultStore) -> Committer | None:
         if isinstance(store, SqliteResults) and store.results_database is self._database:

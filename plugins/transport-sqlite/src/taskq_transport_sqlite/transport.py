@@ -18,6 +18,7 @@ from taskq_transport_sqlite import tables
 from taskq_transport_sqlite.consumer import SqliteConsumer
 from taskq_transport_sqlite.leases import CONSUMERS, LeaseClock, reap
 from taskq_transport_sqlite.options import LEASE_DEFAULT_S, MAX_PAYLOAD_BYTES, SqliteOptions, capabilities
+from taskq_transport_sqlite.line import Line
 from taskq_transport_sqlite.ringing import Ringer
 
 if TYPE_CHECKING:
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
 
 _SEND_AT_ONCE = 10_000  # messages per transaction: others must be able to write between two
 _PURGE_AT_ONCE = 5_000
+_CLAIM_PATIENCE_S = 0.1
+_LAST_CHANCE_S = 0.05
 
 
 class SqliteTransport:
@@ -39,6 +42,7 @@ class SqliteTransport:
         self._capabilities = capabilities(self.options)
         self._plain = msgspec.structs.replace(self._capabilities, ordering=Ordering.QUEUE)
         self._database: Database | None = None
+        self._line = Line()
         self._consumers: dict[SqliteConsumer, None] = {}
 
     @property
@@ -50,6 +54,7 @@ class SqliteTransport:
         """The open file. Raises: Trouble: not open."""
         if self._database is None:
             raise Trouble(Kind.CLOSED, f"the transport of {self.path} was used before open() or after close()")
+        self._database.check_process()
         return self._database
 
     @transport_errors
@@ -63,6 +68,7 @@ class SqliteTransport:
         self._sending = database.transaction(durable=durable, patience=patience, max_size=options.max_size)
         # A claim or an acknowledgement that a power loss undoes is a redelivery: not worth waiting for the disk.
         self.moving = database.transaction(durable=False, patience=patience)
+        self.claiming = database.transaction(durable=False, patience=min(patience, _CLAIM_PATIENCE_S))
         self.committing = database.transaction(durable=durable, patience=patience)
         self.ringer = Ringer(database, enabled=options.wake_up == "bell")
         self._database = database
@@ -139,13 +145,17 @@ class SqliteTransport:
         return ()
 
     def _send(self, batch: Sequence[Outbound]) -> None:
+        """Write a batch, together with what other threads want to send at this moment: the disk is waited for once."""
         if not batch:
             return
+        self.database  # noqa: B018  raises
+        self._line.pass_through(batch, self._write)
+
+    def _write(self, batch: Sequence[Outbound]) -> None:
         fresh: dict[str, int] = {}
         with self._sending as connection:
             counts = self.insert(connection, batch, fresh)
-        if fresh:
-            self.database.queues.update(fresh)
+        self.database.queues.update(fresh)
         self.ringer.ring(counts)
 
     def insert(
@@ -314,7 +324,11 @@ class SqliteTransport:
         database = self.database
         left = self.leases.left
         for _, boot, until, until_wall, bell in database.read(CONSUMERS):
-            if left(boot, until, until_wall) <= 0 or database.bells.is_dead(bell):
+            if database.bells.is_dead(bell):
+                break
+            if left(boot, until, until_wall) <= 0:
+                # A long transaction of somebody else may have kept everybody from renewing: they come first.
+                time.sleep(_LAST_CHANCE_S)
                 break
         else:
             orphans = "SELECT 1 FROM taskq_held WHERE consumer NOT IN (SELECT number FROM taskq_consumer) LIMIT 1"
