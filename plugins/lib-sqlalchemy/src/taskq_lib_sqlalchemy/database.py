@@ -31,7 +31,7 @@ T = TypeVar("T")
 _CONFLICT_TRIES = 8
 _OPEN = "taskq transaction"
 _ABANDONED: list[Any] = []
-"""Engines of a parent process: kept for ever, since collecting them would close the parent's connections."""
+"""A parent process's connections: kept for ever, since collecting them would close them under the parent."""
 
 
 def commit_unknown(error: BaseException) -> bool:
@@ -50,24 +50,33 @@ class Database:
         self.dialect = self.servers[0].dialect
         self.where = "; ".join(server.text for server in self.servers)
         self.current = self.servers[0]
+        self.inherited = False
+        """Whether a parent process made this."""
         self._lock = threading.Lock()
-        self._pid = os.getpid()
         self._engine: Engine | None = None
         self._links: weakref.WeakSet[Link] = weakref.WeakSet()
         self._driver_errors: tuple[type[BaseException], ...] = DRIVER_ERRORS
         self._tables: Tables | None = None
+        _databases.add(self)
 
     # ------------------------------------------------------------------------------------------------- connecting
 
     @property
     def engine(self) -> Engine:
-        """The process's engine; after a fork a new one, without touching the parent's connections."""
-        if self._engine is not None and self._pid == os.getpid():
-            return self._engine
-        with self._lock if self._pid == os.getpid() else _fresh_lock(self):
-            if self._pid != os.getpid():
-                _ABANDONED.append(self._engine)
-                self._engine, self._pid = None, os.getpid()
+        """The engine.
+
+        Raises:
+            TransportClosed or StoreError: opened by the parent process, or closed.
+        """
+        engine = self._engine
+        if engine is not None:
+            return engine
+        if self.inherited:
+            raise self.errors.closed(
+                f"{self.where} was opened by the parent process, whose connections its child {os.getpid()} must not "
+                "touch: open it anew here"
+            )
+        with self._lock:
             if self._engine is None:
                 self._engine = self._make_engine()
             return self._engine
@@ -200,14 +209,30 @@ class Database:
         return link
 
     def close(self) -> None:
-        """Close every connection of this process."""
+        """Close every connection."""
         for link in list(self._links):
             link.close()
-        if self._engine is not None and self._pid == os.getpid():
-            self._engine.dispose()
-        elif self._engine is not None:
-            _ABANDONED.append(self._engine)
+        engine, self._engine = self._engine, None
+        if engine is not None:
+            engine.dispose()
+
+    def abandon(self) -> None:
+        """In a forked child: let go of the parent's connections without touching them."""
+        self.inherited = True
+        self._lock = threading.Lock()  # another of the parent's threads may have held it
+        _ABANDONED.append((self._engine, [link.abandon() for link in self._links]))
         self._engine = None
+
+
+_databases: weakref.WeakSet[Database] = weakref.WeakSet()
+
+
+def _after_fork() -> None:
+    for database in list(_databases):
+        database.abandon()
+
+
+os.register_at_fork(after_in_child=_after_fork)
 
 
 class Link:
@@ -217,7 +242,7 @@ class Link:
         self.database = database
         self._setup = setup
         self._connection: Connection | None = None
-        self._pid = 0
+        self._driver: Any = None
 
     @property
     def connected(self) -> bool:
@@ -226,21 +251,18 @@ class Link:
 
     def connection(self) -> Connection:
         """Return the open connection, or open one."""
-        if self._connection is not None and self._pid != os.getpid():
-            _ABANDONED.append(self._connection)
-            self._connection = None
         if self._connection is None:
-            connection = self.database.engine.connect()
-            connection.detach()  # not counted in the pool, and really closed at its end
-            self._connection, self._pid = connection, os.getpid()
+            connection = self._connection = self.database.engine.connect()
+            connection.detach()  # not counted in the pool
+            self._driver = connection.connection.dbapi_connection
             if self._setup is not None:
-                with _discarding(connection):
-                    self._setup(connection)
+                self._setup(connection)
         return self._connection
 
     def driver(self) -> Any:
         """Return the driver's own connection."""
-        return self.connection().connection.dbapi_connection
+        self.connection()
+        return self._driver
 
     def run(self, work: Callable[[Connection], T], what: str) -> T:
         """As ``Database.run``, on this connection."""
@@ -259,18 +281,20 @@ class Link:
     def _clean(self) -> bool:
         return self._connection is not None and not self._connection.invalidated and not self._connection.closed
 
+    def abandon(self) -> object:
+        """Let go of the connection without touching it."""
+        abandoned = (self._connection, self._driver)
+        self._connection = self._driver = None
+        return abandoned
+
     def close(self) -> None:
         """Close the connection; the next use opens another."""
         connection, self._connection = self._connection, None
         if connection is None:
             return
-        if self._pid != os.getpid():
-            _ABANDONED.append(connection)
-            return
+        driver, self._driver = self._driver, None
         try:
-            driver: Any = connection.connection.dbapi_connection
-            if driver is not None:
-                driver.close()  # the pool, to which it does not belong any more, will not
+            driver.close()  # the pool, to which it does not belong any more, will not
         except Exception:  # it is broken already
             pass
         _drop(connection)
@@ -371,8 +395,3 @@ def _readable(fd: int) -> bool:
     poller.register(fd, select.POLLIN)
     return bool(poller.poll(0))
 
-
-def _fresh_lock(database: Database) -> threading.Lock:
-    """Replace a lock that another thread of the parent may have held while it forked."""
-    database._lock = threading.Lock()
-    return database._lock

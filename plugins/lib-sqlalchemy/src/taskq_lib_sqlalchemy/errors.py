@@ -18,6 +18,7 @@ from taskq.errors import (
     StoreSchemaMismatch,
     StoreUnavailable,
     TaskQError,
+    TransportClosed,
     TransportError,
 )
 
@@ -135,9 +136,9 @@ def classify(error: BaseException, dialect: str, *, connecting: bool = False) ->
         problem = _postgresql(original, connecting)
     elif dialect == "mysql":
         problem = _MYSQL.get(original.args[0] if original.args else -1, Problem.OTHER)
-        if type(original).__name__ == "DataError":
+        if problem is Problem.OTHER and _is_a(original, "DataError"):
             problem = Problem.VALUE
-        if type(original).__name__ == "InterfaceError":
+        if problem is Problem.OTHER and _is_a(original, "InterfaceError"):
             problem = Problem.LOST
     else:
         code = getattr(original, "sqlite_errorcode", None)
@@ -151,6 +152,11 @@ def classify(error: BaseException, dialect: str, *, connecting: bool = False) ->
     return problem
 
 
+def _is_a(error: Any, *names: str) -> bool:
+    """Whether an exception is of one of the classes that PEP 249 names, whichever driver it is of."""
+    return any(kind.__name__ in names for kind in type(error).__mro__)
+
+
 def _postgresql(original: Any, connecting: bool) -> Problem:
     state = getattr(original, "sqlstate", None)
     if state is not None:
@@ -161,7 +167,7 @@ def _postgresql(original: Any, connecting: bool) -> Problem:
             return Problem.NO_DATABASE
         return next((problem for part, problem in _POSTGRESQL_CONNECT if part in text), Problem.UNREACHABLE)
     # Without a SQLSTATE the server said nothing: the connection broke, unless the driver refused a value.
-    return Problem.LOST if type(original).__name__ in {"OperationalError", "InterfaceError"} else Problem.VALUE
+    return Problem.LOST if _is_a(original, "OperationalError", "InterfaceError") else Problem.VALUE
 
 
 _ADVICE = {
@@ -214,6 +220,14 @@ class ErrorFamily:
             error = _TRANSPORT.get(problem, TransportError)(message)
         if problem in FINAL and error.retryable:
             error.retryable = False
+        return error
+
+    def closed(self, message: str) -> TaskQError:
+        """Return the error for what cannot be used any more."""
+        if not self.store:
+            return TransportClosed(message)
+        error = StoreError(message)
+        error.retryable = False
         return error
 
     def translate(self, error: BaseException, problem: Problem, *, what: str, where: str) -> TaskQError:

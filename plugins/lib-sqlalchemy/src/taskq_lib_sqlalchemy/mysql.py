@@ -155,7 +155,7 @@ class MySQL(Strategy):
         )
         rows = self.do(
             connection,
-            "SELECT name, value, {now}, expires IS NULL OR expires > {now} FROM {entries} WHERE name {in_names} FOR UPDATE",
+            "SELECT name, value, {now}, expires FROM {entries} WHERE name {in_names} FOR UPDATE",
             names=names,
         )
         return rows.all()

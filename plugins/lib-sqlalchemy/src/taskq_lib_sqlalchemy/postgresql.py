@@ -156,7 +156,7 @@ class PostgreSQL(Strategy):
             "INSERT INTO {entries} AS e (name, value, expires) "
             "SELECT name, NULL, 0 FROM unnest(CAST(:names AS text[])) AS n(name) ORDER BY name "
             "ON CONFLICT (name) DO UPDATE SET name = excluded.name "
-            "RETURNING e.name, e.value, {now}, e.expires IS NULL OR e.expires > {now}",
+            "RETURNING e.name, e.value, {now}, e.expires",
             names=names,
         )
         return rows.all()

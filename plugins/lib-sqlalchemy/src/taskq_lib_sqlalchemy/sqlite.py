@@ -65,7 +65,7 @@ class SQLite(Strategy):
             connection,
             "INSERT INTO {entries} (name, value, expires) SELECT value, NULL, 0 FROM json_each(:names) WHERE TRUE "
             "ON CONFLICT (name) DO UPDATE SET name = excluded.name "
-            "RETURNING name, value, :now, expires IS NULL OR expires > :now",
+            "RETURNING name, value, :now, expires",
             names=self.listed(names),
         )
         return rows.all()

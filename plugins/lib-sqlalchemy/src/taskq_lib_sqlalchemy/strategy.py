@@ -425,9 +425,10 @@ class Strategy:
         """
         rows = self._lock_entries(connection, names)
         now = rows[0][2]
-        return {name: value for name, value, _, alive in rows if value is not None and alive}, now
+        return {n: value for n, value, _, end in rows if value is not None and (end is None or end > now)}, now
 
     def _lock_entries(self, connection: Connection, names: Sequence[str]) -> Sequence[Any]:
+        """Return (name, value, now, expires) of every name."""
         raise NotImplementedError
 
     def write_entries(self, connection: Connection, entries: Sequence[EntryChange]) -> None:

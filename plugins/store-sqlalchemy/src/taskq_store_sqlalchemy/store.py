@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import secrets
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -43,7 +42,7 @@ class SqlStore:
         self._lock = threading.Lock()
         self._closed = False
         self._wait: ResultWait | None = None
-        self._address: tuple[int, str] | None = None
+        self._address = f"taskq_r_{secrets.token_hex(16)}"
 
     def _before_open(self) -> StoreCapabilities:
         dialect = self.database.dialect
@@ -77,20 +76,20 @@ class SqlStore:
             self._closed = False
 
     def close(self, *, timeout: float = 5.0) -> None:
-        if self._closed or self._strategy is None:
+        if self._closed or self._strategy is None or self.database.inherited:
             return
         self._closed = True
         with self._lock:
             wait, self._wait = self._wait, None
-        if wait is not None and wait.pid == os.getpid():
+        if wait is not None:
             wait.close(timeout)
         self.database.close()
 
     def _open_strategy(self) -> Strategy:
         if self._strategy is None or self._closed:
-            error = StoreError(f"the result store at {self.database.where} was used before open() or after close()")
-            error.retryable = False
-            raise error
+            raise self.database.errors.closed(
+                f"the result store at {self.database.where} was used before open() or after close()"
+            )
         return self._strategy
 
     # ------------------------------------------------------------------------------------------------------- records
@@ -170,9 +169,7 @@ class SqlStore:
         self._open_strategy()
         if not self._capabilities.push:
             return None
-        if self._address is None or self._address[0] != os.getpid():
-            self._address = (os.getpid(), f"taskq_r_{secrets.token_hex(16)}")
-        return self._address[1]
+        return self._address
 
     def wait(self, ids: Sequence[str], timeout: float) -> Sequence[Record]:
         self._open_strategy()
@@ -183,16 +180,14 @@ class SqlStore:
             self._waiting().wake()
 
     def _waiting(self) -> ResultWait:
-        wait = self._wait
-        if wait is None or wait.pid != os.getpid():
+        if self._wait is None:
             with self._lock:
-                wait = self._wait
-                if wait is None or wait.pid != os.getpid():
+                if self._wait is None:
                     poll = (self.options.poll_min, self.options.poll_max)
                     wait = ResultWait(self.database.link(), self.reply_address(), self._read, poll)
                     self.neighbours.waiters.add(wait)
                     self._wait = wait
-        return wait
+        return self._wait
 
     # -------------------------------------------------------------------------------------------------- coordination
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import threading
 from collections.abc import Callable, Collection, Sequence
 from time import monotonic
@@ -39,7 +38,6 @@ class ResultWait:
         self._closed = False
         self._turn = threading.Lock()
         self._absent: set[str] = set()
-        self.pid = os.getpid()
 
     def wait(self, ids: Collection[str], timeout: float) -> list[Record]:
         """Return the terminal records among ``ids`` as soon as there is one."""

@@ -54,7 +54,6 @@ class SqlConsumer:
         self._settling = transport.database.link()
         self._ears = Ears(self._intake)
         self._bell = Bell()
-        self._pid = os.getpid()
         self._closed = False
 
         self._lock = threading.Lock()  # guards what follows, up to the blank line
@@ -93,11 +92,6 @@ class SqlConsumer:
     def _check(self) -> None:
         if self._closed:
             raise TransportClosed("this consumer is closed; make another with Transport.consumer()")
-        if self._pid != os.getpid():
-            raise TransportClosed(
-                f"this consumer belongs to process {self._pid}, not to its child {os.getpid()}; "
-                "make another with Transport.consumer()"
-            )
 
     def _register(self) -> int:
         info = f"{socket.gethostname()}:{os.getpid()}"
@@ -476,7 +470,7 @@ class SqlConsumer:
     # ------------------------------------------------------------------------------------------------------- close
 
     def close(self) -> None:
-        if self._closed or self._pid != os.getpid():
+        if self._closed or self._transport.database.inherited:
             return
         self._closed = True
         me = self._me

@@ -81,7 +81,7 @@ class SqlTransport:
             self._closed = False
 
     def close(self, *, timeout: float = 5.0) -> None:
-        if self._closed:
+        if self._closed or self.database.inherited:
             return
         for consumer in list(self._consumers):
             consumer.close()
