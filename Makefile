@@ -53,7 +53,7 @@ check: env ## lint, format, types, import contracts: all of them, then fail if o
 	[ -z "$$failed" ] || { echo "check: failed:$$failed" >&2; exit 1; }
 
 bench: env ## rates and ratios, printed
-	$(BIN)/python -m tests.bench $(ARGS)
+	$(BIN)/python -m tests.support.servers run --durable -- $(BIN)/python -m tests.bench $(ARGS)
 
 dist: env ## all wheels, ours and what they need, into dist/
 	$(BIN)/python tests/support/install.py --wheels dist
