@@ -1,7 +1,7 @@
 """Take raw deliveries from a queue without the task layer, and decide about each one."""
 
 from taskq import TaskQ, envelope
-from taskq.spi import RELEASE, Settlement, Subscription
+from taskq.spi import Settlement, Subscription
 
 app = TaskQ("raw")
 app.send_many([app.signature("some.task", [n]) for n in range(3)])

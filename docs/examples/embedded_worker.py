@@ -1,4 +1,4 @@
-"""A worker inside a program, on threads of its own: for small programs and for tests. Nothing else may start it twice."""
+"""A worker inside a program, on threads of its own: for small programs and for tests."""
 
 from taskq import TaskQ, as_completed, gather
 

@@ -1,5 +1,8 @@
 from taskq import TaskQ
+
 app = TaskQ("hello")
+
+
 @app.task
 def add(x: int, y: int) -> int:
     return x + y

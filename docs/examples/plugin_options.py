@@ -1,4 +1,4 @@
-"""Options of a plugin: in a file, in the code, in the environment, in the URL. Unknown and malformed ones are refused."""
+"""Options of a plugin, in the code, a file, the environment or the URL; what is unknown or malformed is refused."""
 
 from taskq import TaskQ
 from taskq.errors import ConfigError

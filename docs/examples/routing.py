@@ -9,7 +9,9 @@ def big_ones(name, args, kwargs):
 
 
 app = TaskQ(
-    "media", broker="memory://", isolated=True,
+    "media",
+    broker="memory://",
+    isolated=True,
     routes=[big_ones, ("video.*", "video"), ("re:mail[.].+", {"queue": "mail", "priority": 8})],
 )
 

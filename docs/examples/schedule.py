@@ -5,9 +5,7 @@ import threading
 from taskq import TaskQ
 from taskq.beat import Beat
 
-app = TaskQ(
-    "ticker", broker="memory://", isolated=True, schedules={"tick": {"task": "tick", "rule": "every 0.2"}}
-)
+app = TaskQ("ticker", broker="memory://", isolated=True, schedules={"tick": {"task": "tick", "rule": "every 0.2"}})
 ticks = threading.Semaphore(0)
 
 
