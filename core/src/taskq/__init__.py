@@ -17,20 +17,21 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from taskq.app import SharedTask, TaskQ, current_app, shared_task
+    from taskq.app import TaskQ
     from taskq.canvas import Signature
     from taskq.context import Request, current_request, current_task
     from taskq.errors import Reject, Retry, SendManyError, TaskFailure, TaskQError, TaskTimeout
     from taskq.events import Event
     from taskq.middleware import Middleware
     from taskq.result import AsyncResult, aas_completed, as_completed, gather
+    from taskq.shared import SharedTask, current_app, shared_task
     from taskq.task import Task
     from taskq.worker import Worker
 
 __version__ = "0.1.0"
 
 _HOMES = {
-    "SharedTask": "app", "TaskQ": "app", "current_app": "app", "shared_task": "app",
+    "SharedTask": "shared", "TaskQ": "app", "current_app": "shared", "shared_task": "shared",
     "Signature": "canvas",
     "Request": "context", "current_request": "context", "current_task": "context",
     "Reject": "errors", "Retry": "errors", "SendManyError": "errors", "TaskFailure": "errors", "TaskQError": "errors",

@@ -11,9 +11,10 @@ import weakref
 from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Concatenate, Literal, ParamSpec, Protocol, TypeVar, overload
 
+from taskq import shared
 from taskq._plugins import PluginManager
-from taskq._plugins.hints import SAME_SERVER_STORES
-from taskq.codec import Codec, CodecSettings
+from taskq.codec import Codec
+from taskq.components import Components
 from taskq.config import LoadedConfig, Settings, load, redact_url
 from taskq.errors import ConfigError, TaskDefinitionError, UnknownTask
 from taskq.message import QueueSpec
@@ -22,11 +23,9 @@ from taskq.producer import Producer
 from taskq.result import AsyncResult
 from taskq.routing import RouteTable
 from taskq.runtime import TaskRuntime
-from taskq.spi.specs import ComponentConfig, StoreConfig, TransportConfig
 from taskq.spi.store import ResultStore
 from taskq.spi.transport import Transport
-from taskq.spi.url import Url
-from taskq.task import TASK_OPTIONS, Task
+from taskq.task import Task, check_options
 from taskq.waiter import ResultWaiter
 
 if TYPE_CHECKING:
@@ -37,8 +36,6 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 _apps: weakref.WeakSet[TaskQ] = weakref.WeakSet()
-_shared: list[tuple[Callable[..., Any], dict[str, Any]]] = []
-_current: TaskQ | None = None
 
 
 class _Decorator(Protocol):
@@ -61,10 +58,11 @@ class TaskQ:
     Args:
         name: names the embedded database and shows in logs.
         broker: URL of the broker; ``;`` or a list for fail-over servers. Default: an SQLite file in the user's state
-        directory. result_store: URL of the result store, ``"none"`` for none. Default: the broker where it can hold
-        results. isolated: ignore configuration files and the environment. config: path of a configuration file to use
-        instead of the one found upward from the working directory. settings: any other setting by its name; files and
-        the environment may override them.
+            directory.
+        result_store: URL of the result store, ``"none"`` for none. Default: the broker where it can hold results.
+        isolated: ignore configuration files and the environment.
+        config: path of a configuration file to use instead of the one found upward from the working directory.
+        settings: any other setting by its name; files and the environment may override them.
 
     Raises:
         ConfigError: an unknown or malformed setting, naming where it came from.
@@ -80,7 +78,6 @@ class TaskQ:
         config: str | os.PathLike[str] | None = None,
         **settings: Any,
     ) -> None:
-        global _current
         self.name = name
         code = {k: v for k, v in {"broker": broker, "result_store": result_store}.items() if v is not None}
         routes = settings.pop("routes", ())
@@ -88,7 +85,7 @@ class TaskQ:
         self._code = code
         self._code_routes = routes if isinstance(routes, list | tuple) else [routes]
         self._load_options: dict[str, Any] = {"isolated": isolated, "config_file": config}
-        self._cli: dict[str, Any] = {}
+        self.cli_settings: dict[str, Any] = {}
         self.config: LoadedConfig = load(code, **self._load_options)
         self._tasks: dict[str, Task[..., Any]] = {}
         self._own_middlewares: list[Middleware] = []
@@ -96,7 +93,7 @@ class TaskQ:
         self._shared_seen = 0
         self._reset()
         _apps.add(self)
-        _current = self
+        shared.set_current(self)
 
     def _reset(self) -> None:
         """Forget every opened component (a new application, or a forked child: nothing opened survives a fork)."""
@@ -109,14 +106,8 @@ class TaskQ:
 
     def _forget_connections(self) -> None:
         self._lock = threading.RLock()
-        self._transport: Transport | None = None
-        self._store: ResultStore | None = None
-        self._store_known = False
-        self._waiter: ResultWaiter | None = None
         self._runtime: TaskRuntime | None = None
-        self._executor: Any = None
-        self._reply: str | None = None
-        self.store_label = ""
+        self.components = Components(self)
         self.producer = Producer(self)
 
     def __repr__(self) -> str:
@@ -141,10 +132,10 @@ class TaskQ:
         Raises:
             ConfigError: unknown or malformed, or the application is in use.
         """
-        if self._transport is not None or self._middlewares is not None:
+        if self.components.in_use or self._middlewares is not None:
             raise ConfigError("the application is already in use; its settings can no longer be changed")
-        self._cli = {**self._cli, **cli}
-        changes: dict[str, Any] = {"cli": self._cli}
+        self.cli_settings = {**self.cli_settings, **cli}
+        changes: dict[str, Any] = {"cli": self.cli_settings}
         if config_file is not None:
             self._load_options["config_file"] = changes["config_file"] = config_file
         self._plugins = None
@@ -168,7 +159,7 @@ class TaskQ:
                     self._plugins = PluginManager(blocked=chosen.blocked, only=chosen.only, choose=dict(chosen.choose))
         return self._plugins
 
-    def _merge_defaults(self) -> None:
+    def merge_defaults(self) -> None:
         """Load the contributions and take their defaults into the configuration; once, before anything is used."""
         if not self._merged:
             with self._lock:
@@ -238,9 +229,10 @@ class TaskQ:
     @property
     def tasks(self) -> Mapping[str, Task[..., Any]]:
         """The application's tasks by name, shared tasks included."""
-        if self._shared_seen < len(_shared):
+        if self._shared_seen < len(shared.declared):
             with self._lock:
-                pending, self._shared_seen = _shared[self._shared_seen :], len(_shared)
+                pending = shared.declared[self._shared_seen :]
+                self._shared_seen += len(pending)
                 for fn, options in pending:
                     extra = dict(options)
                     base = extra.pop("base", Task)
@@ -347,7 +339,7 @@ class TaskQ:
         if self._middlewares is None:
             with self._lock:
                 if self._middlewares is None:
-                    self._merge_defaults()
+                    self.merge_defaults()
                     self.tasks  # noqa: B018  binds the shared ones
                     plugins = self.plugins
                     self._router = RouteTable(
@@ -382,18 +374,9 @@ class TaskQ:
     def codec(self) -> Codec:
         """Serializers and compressors."""
         if self._codec is None:
-            self._merge_defaults()
             with self._lock:
                 if self._codec is None:
-                    s = self.settings
-                    settings = CodecSettings(
-                        serializer=s.serializer, result_serializer=s.result_serializer or s.serializer,
-                        accept=tuple(s.accept), compressor=s.compressor, compress_above=s.compress_above,
-                        max_decompressed_bytes=s.max_decompressed_bytes, max_payload_bytes=s.max_payload_bytes,
-                    )  # fmt: skip
-                    self._codec = Codec(
-                        settings, lambda n: self.component("serializer", n), lambda n: self.component("compressor", n)
-                    )
+                    self._codec = self.components.make_codec()
         return self._codec
 
     def component(self, kind: Any, name: str) -> Any:
@@ -402,10 +385,7 @@ class TaskQ:
         Raises:
             PluginError: not installed, broken or blocked. ConfigError: an option of it.
         """
-        self._merge_defaults()
-        spec = self.plugins.select(kind, name)
-        options = self.config.plugin_options(kind, name, spec.options)
-        return self.plugins.create(kind, name, ComponentConfig(options=options, app=self.name))
+        return self.components.plain(kind, name)
 
     @property
     def transport(self) -> Transport:
@@ -414,31 +394,7 @@ class TaskQ:
         Raises:
             PluginError: no plugin for the URL's scheme. TransportError: the server cannot be used.
         """
-        transport = self._transport
-        return transport if transport is not None else self._open_transport()
-
-    def _open_transport(self) -> Transport:
-        with self._lock:
-            if self._transport is None:
-                transport = self.make_transport()
-                transport.open()
-                self._transport = transport
-            return self._transport
-
-    def make_transport(self) -> Transport:
-        """Return a new transport, not opened."""
-        self._merge_defaults()
-        urls = self.settings.broker
-        scheme = urls[0].scheme
-        spec = self.plugins.select("transport", scheme)
-        options: Any = self.config.plugin_options(
-            "transport", spec.name, spec.options, query=urls[0].query, aliases=(scheme,)
-        )
-        config = TransportConfig(
-            urls=tuple(u.without_query() for u in urls), options=options, app=self.name, lease_s=self.settings.lease
-        )
-        transport: Transport = self.plugins.create("transport", scheme, config)
-        return transport
+        return self.components.transport
 
     @property
     def store(self) -> ResultStore | None:
@@ -447,61 +403,21 @@ class TaskQ:
         Raises:
             PluginError: no plugin for the URL's scheme. StoreError: the server cannot be used.
         """
-        if not self._store_known:
-            with self._lock:
-                if not self._store_known:
-                    store = self.make_store()
-                    if store is not None:
-                        store.open()
-                    self._store = store
-                    self._store_known = True
-        return self._store
+        return self.components.store
 
-    def store_urls(self) -> tuple[Url, ...]:
-        """Return where results are kept, empty where they are off."""
-        configured = self.settings.result_store
-        if configured is not None:
-            return configured
-        broker = self.settings.broker
-        return broker if broker[0].scheme in SAME_SERVER_STORES else ()
-
-    def make_store(self) -> ResultStore | None:
-        """Return a new result store, not opened; None where results are off."""
-        self._merge_defaults()
-        urls = self.store_urls()
-        if not urls:
-            return None
-        scheme, query = urls[0].scheme, urls[0].query
-        spec = self.plugins.select("result_store", scheme)
-        derived = self.settings.result_store is None
-        if derived:  # the broker's URL: options of the transport alone are not meant for the store
-            known = getattr(spec.options, "__dataclass_fields__", ())
-            query = tuple(pair for pair in query if pair[0] in known)
-        self.store_label = "" if derived else redact_url(urls[0].without_query())
-        options: Any = self.config.plugin_options(
-            "result_store", spec.name, spec.options, query=query, aliases=(scheme,)
-        )
-        config = StoreConfig(urls=tuple(u.without_query() for u in urls), options=options, app=self.name)
-        store: ResultStore = self.plugins.create("result_store", scheme, config)
-        return store
-
-    def reply_address(self) -> str:
-        """Return the address that results for this process are pushed to, "" where the store does not push."""
-        if self._reply is None:
-            store = self.store
-            self._reply = (store.reply_address() if store is not None else None) or ""
-        return self._reply
+    @property
+    def store_label(self) -> str:
+        """The result store as messages name it, "" where it follows from the broker."""
+        return self.components.store_label
 
     @property
     def waiter(self) -> ResultWaiter:
         """The one wait on the result store that all callers of this process share."""
-        if self._waiter is None:
-            store = self.store
-            with self._lock:
-                if self._waiter is None:
-                    assert store is not None
-                    self._waiter = ResultWaiter(store)
-        return self._waiter
+        return self.components.waiter
+
+    def reply_address(self) -> str:
+        """Return the address that results for this process are pushed to, "" where the store does not push."""
+        return self.components.reply_address()
 
     def eager_runtime(self) -> TaskRuntime:
         """Return the runtime for calls that run in this process."""
@@ -535,99 +451,23 @@ class TaskQ:
 
     async def aconnect(self) -> None:
         """As ``connect``, without blocking the event loop."""
-        if self._transport is None or not self._store_known:
+        if not self.components.connected:
             await self.arun(self.connect)
 
     async def arun(self, function: Callable[[], R]) -> R:
         """Run a blocking function of this application on one of a few threads."""
-        import asyncio
-
-        if self._executor is None:
-            from concurrent.futures import ThreadPoolExecutor
-
-            with self._lock:
-                if self._executor is None:
-                    self._executor = ThreadPoolExecutor(4, "taskq-client")
-        return await asyncio.get_running_loop().run_in_executor(self._executor, function)
+        return await self.components.arun(function)
 
     def close(self) -> None:
         """Send what is waiting and close every connection; the application may be used again."""
-        with self._lock:
-            self.producer.close()
-            waiter, transport, store, executor = self._waiter, self._transport, self._store, self._executor
-            self._forget_connections()
-        if waiter is not None:
-            waiter.close()
-        if executor is not None:
-            executor.shutdown(wait=False)
-        if transport is not None:
-            transport.close()
-        if store is not None:
-            store.close()
-
-
-def check_options(options: Mapping[str, Any]) -> None:
-    """Refuse unknown options of ``@task``, with a suggestion.
-
-    Raises:
-        ConfigError: an unknown option.
-    """
-    for key in options:
-        if key not in TASK_OPTIONS:
-            import difflib
-
-            near = difflib.get_close_matches(key, TASK_OPTIONS, 1)
-            hint = f"; did you mean {near[0]!r}?" if near else f"; known are {', '.join(TASK_OPTIONS)}"
-            raise ConfigError(f"unknown task option {key!r}{hint}")
+        producer, components = self.producer, self.components
+        self._forget_connections()
+        producer.close()
+        components.close()
 
 
 def _route(route: Any) -> Any:
     return {"match": route.match, "queue": route.queue, "priority": route.priority}
-
-
-def current_app() -> TaskQ:
-    """Return the application made last in this process.
-
-    Raises:
-        ConfigError: there is none.
-    """
-    if _current is None:
-        raise ConfigError("no application has been made yet; make one with TaskQ(…) first")
-    return _current
-
-
-class SharedTask:
-    """A task of whatever application is current; made by ``@shared_task``."""
-
-    def __init__(self, fn: Callable[..., Any], options: Mapping[str, Any]) -> None:
-        from taskq.task import task_name
-
-        self.__wrapped__ = fn
-        self.__doc__ = fn.__doc__
-        self.__module__ = fn.__module__
-        self.name = options.get("name") or task_name(fn)
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        return current_app().tasks[self.name](*args, **kwargs)
-
-    def __getattr__(self, attribute: str) -> Any:
-        if attribute.startswith("__"):
-            raise AttributeError(attribute)
-        return getattr(current_app().tasks[self.name], attribute)
-
-    def __repr__(self) -> str:
-        return f"<SharedTask {self.name}>"
-
-
-def shared_task(fn: Any = None, /, **options: Any) -> Any:
-    """Make a function a task of every application of the process, for libraries; options as ``@app.task``."""
-    check_options({k: v for k, v in options.items() if k != "base"})
-
-    def decorate(function: Callable[..., Any]) -> SharedTask:
-        _shared.append((function, options))
-        return SharedTask(function, options)
-
-    return decorate if fn is None else decorate(fn)
 
 
 def _after_fork() -> None:
@@ -642,5 +482,3 @@ def _at_exit() -> None:
 
 os.register_at_fork(after_in_child=_after_fork)
 atexit.register(_at_exit)
-
-__all__ = ["SharedTask", "TaskQ", "current_app", "shared_task"]

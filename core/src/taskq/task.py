@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
@@ -312,6 +313,19 @@ class _Hooks(Middleware):
         else:
             self._task.on_failure(request, error)
         self._task.after_return(request, result, error)
+
+
+def check_options(options: Mapping[str, Any]) -> None:
+    """Refuse unknown options of ``@task``, with a suggestion.
+
+    Raises:
+        ConfigError: an unknown option.
+    """
+    for key in options:
+        if key not in TASK_OPTIONS:
+            near = difflib.get_close_matches(key, TASK_OPTIONS, 1)
+            hint = f"; did you mean {near[0]!r}?" if near else f"; known are {', '.join(TASK_OPTIONS)}"
+            raise ConfigError(f"unknown task option {key!r}{hint}")
 
 
 def task_name(obj: Any) -> str:

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 import pytest
 
-import taskq.app as app_module
+import taskq.shared as shared_module
 from taskq import TaskQ, Worker, envelope
 from taskq.envelope import DeadInfo
 from taskq.message import RELEASE, Delivery, Outbound, Settlement, Subscription
@@ -118,8 +118,8 @@ class Rig:
 
 @pytest.fixture
 def rig(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Rig]:
-    monkeypatch.setattr(app_module, "_shared", [])
-    monkeypatch.setattr(app_module, "_current", None)
+    monkeypatch.setattr(shared_module, "declared", [])
+    monkeypatch.setattr(shared_module, "_current", None)
     made = Rig(tmp_path)
     yield made
     for app in made.apps:

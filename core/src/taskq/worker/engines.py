@@ -48,7 +48,7 @@ class Engine:
         self.admission = worker.admission
         self.held = worker.held
         caps = worker.transport.capabilities
-        settings = worker.app.settings.worker
+        settings = worker.settings
         cap = min(settings.prefetch or caps.max_fetch_batch, caps.max_fetch_batch * 4)
         # Where handing back is costly or impossible, nothing is taken that does not start at once.
         self.take = TakeEstimator(slots, cap if caps.hand_back is HandBack.NATIVE else slots)
@@ -160,6 +160,10 @@ class Engine:
         """Forget a job that has not started; False when it runs or ran."""
         raise NotImplementedError
 
+    def settle_soon(self) -> None:
+        """Have what is queued settled without waiting for a server that is down; called by the keeper."""
+        raise NotImplementedError
+
     def before_start(self, job: Job) -> bool:
         """Do what a careful job or suspect needs right before its start; False when it is not to be run.
 
@@ -230,20 +234,25 @@ class InlineEngine(Engine):
             self.collect(batch)
             self.worker.progress += len(batch)
 
+    def settle_soon(self) -> None:
+        # this engine's thread is in a task; were a server down, it would be waiting for that itself
+        if not self.settler.blocked:
+            self.settler.pump()
+
     def _run_careful(self) -> None:
         while (self.careful or self.suspects) and not self.worker.stopping:
             source = self.careful or self.suspects
-            job = source[0]
+            try:
+                job = source.popleft()
+            except IndexError:
+                return  # the keeper handed them back meanwhile
             try:
                 go = self.before_start(job)
             except (StoreError, TransportError) as error:
+                source.appendleft(job)
                 self.worker.store_failed(error)
                 self.worker.sleep(1.0)
                 continue
-            try:
-                source.popleft()
-            except IndexError:
-                return  # the keeper handed them back meanwhile
             if go:
                 self._run_slice(deque((job,)))
             if self.settler.pump():
@@ -353,14 +362,17 @@ class PoolEngine(Engine):
             self._start_careful(self.suspects)
 
     def _start_careful(self, source: deque[Job]) -> bool:
-        job = source[0]
+        try:
+            job = source.popleft()
+        except IndexError:
+            return False  # the keeper handed them back meanwhile
         try:
             go = self.before_start(job)
         except (StoreError, TransportError) as error:
+            source.appendleft(job)
             self.worker.store_failed(error)
             self.worker.sleep(0.5)
             return False
-        source.popleft()
         if not go:
             self._done.put(())
             return True
@@ -372,7 +384,19 @@ class PoolEngine(Engine):
 
     # --------------------------------------------------------------------------------------------- finishing
 
+    def settle_soon(self) -> None:
+        self._done.put(())
+
     def _finish(self) -> None:
+        try:
+            self._finish_all()
+        except Exception as error:
+            logger.exception("the finisher met an unexpected error; the worker ends")
+            self.settler.fatal = error
+        finally:
+            self.consumer.wake()
+
+    def _finish_all(self) -> None:
         get, settler = self._done.get, self.settler
         while True:
             batch = get()
@@ -401,7 +425,10 @@ class PoolEngine(Engine):
     def _pump(self) -> None:
         while True:
             pause = self.settler.pump()
-            if not pause or self.settler.fatal is not None:
+            if self.settler.fatal is not None:
+                self.consumer.wake()
+                return
+            if not pause:
                 return
             self._space.set()
             time.sleep(pause)

@@ -45,7 +45,7 @@ class Keeper:
         self._seen_progress = -1
         self._still = 0
         self._threads = [threading.Thread(target=self._run, name="taskq-keeper", daemon=True)]
-        if worker.app.settings.worker.maintenance:
+        if worker.settings.maintenance:
             self._threads.append(threading.Thread(target=self._maintain, name="taskq-maintenance", daemon=True))
 
     def start(self) -> None:
@@ -57,7 +57,8 @@ class Keeper:
         """End the threads."""
         self._stop.set()
         for thread in self._threads:
-            thread.join(timeout=5)
+            if thread.ident is not None:
+                thread.join(timeout=5)
 
     def _run(self) -> None:
         next_beat = time.monotonic() + self._interval
@@ -81,6 +82,7 @@ class Keeper:
         receipts = None
         if self._scope is LeaseScope.MESSAGE:
             receipts = [job.delivery.receipt for job in list(worker.held.values()) if job.delivery is not None]
+            receipts += worker.settler.receipts()
         try:
             with worker.settler.lock:
                 lost = worker.consumer.extend(receipts)
@@ -121,7 +123,7 @@ class Keeper:
         if waiting:
             logger.debug("%d waiting message(s) handed back behind a slow task", len(waiting))
             self._engine.give_back(waiting)
-            self._engine.settler.pump()
+            self._engine.settle_soon()
 
     # ----------------------------------------------------------------------------------------------- maintenance
 

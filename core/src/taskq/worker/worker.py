@@ -49,10 +49,11 @@ class Worker:
     """
 
     def __init__(self, app: TaskQ, **options: Any) -> None:
+        config = app.config
         if options:
-            app.config = app.config.reloaded(cli={**app._cli, **{f"worker.{k}": v for k, v in options.items()}})
+            config = config.reloaded(cli={**app.cli_settings, **{f"worker.{k}": v for k, v in options.items()}})
         self.app = app
-        settings = app.settings.worker
+        settings = config.settings.worker
         self.settings = settings
         self.name = settings.name or f"{socket.gethostname()}-{os.getpid()}"
         self.stopping = False
@@ -236,7 +237,8 @@ class Worker:
             self.engine.give_back(rest)
         if not pump_until(self.settler, time.monotonic() + _FLUSH_TIME):
             self.exit_code = EXIT_UNFINISHED
-            logger.error("not everything could be settled; the broker gives it out again when the leases end")
+            logger.error("not everything could be settled; the broker gives it out again")
+            self._quietly(self.settler.abandon)
         keeper.stop()
         self._quietly(lambda: self.consumer.flush(_FLUSH_TIME))
         self._quietly(self.runtime.stop)
