@@ -15,7 +15,8 @@ import threading
 import time
 from collections import deque
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from hashlib import blake2b
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
@@ -42,7 +43,7 @@ from taskq.spi.pool import Finished
 from taskq.spi.store import ResultStore
 from taskq.spi.transport import Committer, Consumer, Transport
 from taskq.states import DEAD as STATE_DEAD
-from taskq.states import FAILURE, RETRY
+from taskq.states import FAILURE, RETRY, SUCCESS
 
 if TYPE_CHECKING:
     from taskq.events import EventBus
@@ -71,7 +72,8 @@ class _Batch:
 class Settler:
     """Ends deliveries; ``finish``, ``end`` and ``release`` queue them, ``pump`` carries them out.
 
-    ``lock`` guards the settling side of the consumer: settler and lease keeper take turns, never over a wait.
+    ``lock`` guards the settling side of the consumer: settler and lease keeper take turns. It is never held over a call
+    of the result store or a send, which may hang until their timeout: leases go on.
     """
 
     def __init__(
@@ -88,6 +90,7 @@ class Settler:
         self._waiting: deque[_Batch] = deque()
         self._pause = _FIRST_PAUSE
         self.lock = threading.RLock()
+        self._turn = threading.Lock()
         self.blocked = False
         """Whether a server is down, so that finished work waits here."""
         self.fatal: Exception | None = None
@@ -173,7 +176,8 @@ class Settler:
     def dead_letter(self, job: Job, outcome: Outcome) -> Outbound:
         """Return the message for the dead-letter queue: what is known, then the payload unchanged."""
         header: Header | None = job.header
-        message = header.id if header is not None else f"undecodable-{hash(job.payload) & 0xFFFFFFFFFFFF:012x}"
+        # by its bytes, so that it has the same id wherever it is tried again
+        message = header.id if header is not None else f"undecodable-{blake2b(job.payload, digest_size=8).hexdigest()}"
         info = DeadInfo(
             id=message,
             queue=job.queue,
@@ -203,6 +207,20 @@ class Settler:
 
     # -------------------------------------------------------------------------------------------------- carrying out
 
+    def receipts(self) -> list[Any]:
+        """Return what is finished and not yet settled, whose leases must be kept like those of running tasks."""
+        batches = list(self._waiting)
+        return [
+            s.receipt for b in batches for s in (*b.acks, *(c.settlement for c in b.commits)) if s.receipt is not None
+        ]
+
+    def abandon(self) -> None:
+        """Release what could not be settled, as started: whoever gets it next looks for its outcome first."""
+        with self._turn, self.lock:
+            held = [Settlement(receipt, RELEASE, 0.0, True) for receipt in self.receipts()]
+            if held:
+                self._consumer.settle(held)
+
     @property
     def waiting(self) -> bool:
         """Whether something is queued that has not been carried out."""
@@ -214,13 +232,17 @@ class Settler:
         Any thread may call it; the order of queueing is kept.
         """
         waiting = self._waiting
-        with self.lock:
+        with self._turn:
             while waiting:
                 batch = waiting[0]
                 try:
                     lost = self._carry_out(batch)
                 except (TransportError, StoreError) as error:
                     return self._wait_after(batch, error)
+                except Exception as error:
+                    logger.exception("finished tasks cannot be settled: an unexpected error of broker or result store")
+                    self.fatal, self.blocked = error, True
+                    return _LONGEST_PAUSE
                 waiting.popleft()
                 if self.blocked:
                     logger.info("broker and result store are back; finished tasks are settled, intake goes on")
@@ -231,11 +253,9 @@ class Settler:
         return 0.0
 
     def _carry_out(self, batch: _Batch) -> Sequence[Lost]:
-        if not batch.commits:
-            return self._consumer.settle(batch.acks)
         held = [c for c in batch.commits if c.settlement.receipt is not None]
-        if self._committer is not None and len(held) == len(batch.commits):
-            return self._committer.commit([*map(Commit, batch.acks), *batch.commits])
+        if batch.commits and self._committer is not None and len(held) == len(batch.commits):
+            return self._commit_fused(self._committer, batch)
         if batch.stage == 0:
             self._put([c.record for c in batch.commits if c.record is not None])
             batch.stage = 1
@@ -243,7 +263,32 @@ class Settler:
             self._send(batch)
             batch.stage = 2
         settlements = [*batch.acks, *(c.settlement for c in held)]
-        return self._consumer.settle(settlements) if settlements else ()
+        with self.lock:
+            return self._consumer.settle(settlements) if settlements else ()
+
+    def _commit_fused(self, committer: Committer, batch: _Batch) -> Sequence[Lost]:
+        with self.lock:
+            try:
+                return committer.commit([*map(Commit, batch.acks), *batch.commits])
+            except ResultTooLarge as error:
+                # find it one by one; what an interrupted repeat finds settled already is reported as lost
+                lost = [*committer.commit([*map(Commit, batch.acks)])]
+                for commit in batch.commits:
+                    try:
+                        lost += committer.commit([commit])
+                    except ResultTooLarge:
+                        assert commit.record is not None
+                        commit.record = self._without_result(commit.record, error)
+                        lost += committer.commit([commit])
+                return lost
+
+    def _without_result(self, record: Record, error: ResultTooLarge) -> Record:
+        """Return a record that tells the caller why there is no result."""
+        logger.error("the result of task [%s] is lost: %s", record.id, error)
+        info = ErrorInfo("taskq.errors", "ResultTooLarge", str(error))
+        payload = encode_payload(ResultPayload("json", None, info, None, time.time(), self._worker))
+        state = FAILURE if record.state == SUCCESS else record.state
+        return msgspec.structs.replace(record, state=state, payload=payload)
 
     def _put(self, records: list[Record]) -> None:
         if not records or self._store is None:
@@ -256,21 +301,7 @@ class Settler:
                 try:
                     self._store.put([record])
                 except ResultTooLarge:
-                    logger.error("the result of task [%s] is lost: %s", record.id, error)
-                    info = ErrorInfo("taskq.errors", "ResultTooLarge", str(error))
-                    payload = encode_payload(ResultPayload("json", None, info, None, time.time(), self._worker))
-                    small = Record(
-                        record.id,
-                        FAILURE,
-                        payload,
-                        True,
-                        record.attempt,
-                        record.epoch,
-                        record.ttl,
-                        record.reply,
-                        record.follow_ups,
-                    )
-                    self._store.put([small])
+                    self._store.put([self._without_result(record, error)])
 
     def _send(self, batch: _Batch) -> None:
         origin = [(c, o) for c in batch.commits for o in c.follow_ups]
