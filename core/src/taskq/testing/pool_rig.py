@@ -167,7 +167,9 @@ class PoolBench:
         if self.rig.spec.capabilities.inline:
             queue = deque(jobs)
             while queue:
+                before = len(queue)
                 self.sink.finished(self.inline.run(queue, 0.05))
+                assert len(queue) < before, "run() returned without having run a job"
         else:
             self.give(jobs)
             self.wait_for(*jobs)
