@@ -218,8 +218,10 @@ def test_a_retry_survives_a_death_at_every_step(
     with rig.work(app):
         assert result.get(timeout=10) == "second"
         rig.wait_empty(app)
-    # Before the outcome is stored nobody can know that the task has run; after that it is not run again.
-    assert runs == ([0, 0, 1] if step == "put" else [0, 1])
+    # Before the outcome is stored nobody can know that the task has run; after that it is not run again. Its follow-up
+    # is sent again, as nobody knows whether it was: a broker that does not drop repeated ids then has it twice.
+    assert runs.count(0) == (2 if step == "put" else 1)
+    assert runs.count(1) == (2 if step == "settle" else 1)
 
 
 def died_here() -> Exception:

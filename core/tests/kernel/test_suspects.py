@@ -1,0 +1,179 @@
+"""Crash loops end, hand-backs do not count, and whoever does not know a task leaves it to others."""
+
+from __future__ import annotations
+
+import threading
+from typing import Any
+
+import pytest
+
+from taskq import TaskQ, current_request, envelope
+from taskq.envelope import PARKED
+from taskq.errors import StoreUnavailable, TaskDead
+from taskq.message import RELEASE, Settlement
+
+
+@pytest.fixture
+def runs() -> list[Any]:
+    return []
+
+
+@pytest.fixture(params=["memory", "split", "storeless", "sqlite"])
+def any_backend(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+def counting(app: TaskQ, runs: list[Any]) -> Any:
+    @app.task(name="count")
+    def count() -> int:
+        runs.append(current_request().deliveries)
+        return len(runs)
+
+    return count
+
+
+def test_a_crash_loop_ends_in_the_dead_letter_queue(rig: Any, any_backend: str, pool: str, runs: list[Any]) -> None:
+    app = rig.app(any_backend, max_deliveries=3)
+    count = counting(app, runs)
+    result = count.delay()
+    if any_backend == "storeless":  # nothing but the broker's count to go by
+        rig.crash(app, times=3)
+    else:
+        _crash_in_workers(rig, app, 3)
+    with rig.work(app, pool):
+        rig.wait_empty(app)
+    assert runs == []
+    ((info, payload),) = rig.dead(app)
+    assert (info.id, info.task, info.state, info.deliveries) == (result.id, "count", "DEAD", 4)
+    assert "started 3 times without an outcome (max_deliveries is 3)" in info.reason
+    assert envelope.decode(payload)[0].id == result.id
+    if any_backend != "storeless":
+        assert result.state == "DEAD"
+        with pytest.raises(TaskDead, match="started 3 times"):
+            result.get(timeout=1)
+
+
+def _crash_in_workers(rig: Any, app: TaskQ, times: int) -> None:
+    """Have the next message started and lost by one worker after another, as kills would leave it."""
+    rig.crash(app)
+    for _ in range(times - 1):
+        # what a worker does up to the start, then death: the start is on record, the delivery without an end
+        worker = app.worker(pool="solo")
+        worker._prepare()
+        (job,) = worker.engine.admit(worker.engine.fetch(1, 2.0)) or worker.engine.suspects
+        assert worker.admission.clear(job)
+        assert not worker.consumer.settle([Settlement(job.delivery.receipt, RELEASE, 0.0, True)])
+        worker.consumer.close()
+
+
+def test_below_the_limit_it_runs_again(rig: Any, any_backend: str, pool: str, runs: list[Any]) -> None:
+    app = rig.app(any_backend, max_deliveries=3)
+    counting(app, runs).delay()
+    rig.crash(app, times=2)
+    rig.drain(app, pool)
+    assert runs == [3]
+    assert rig.dead(app) == []
+
+
+def test_hand_backs_of_unstarted_messages_do_not_count(rig: Any, any_backend: str, pool: str, runs: list[Any]) -> None:
+    app = rig.app(any_backend, max_deliveries=2)
+    count = counting(app, runs)
+    count.delay()
+    for _ in range(50):
+        consumer, (delivery,) = rig.fetch(app)
+        consumer.settle([Settlement(delivery.receipt, RELEASE)])
+        consumer.close()
+    rig.drain(app, pool)
+    assert runs == [1]
+
+
+def test_lost_before_the_start_does_not_count_where_starts_are_on_record(
+    rig: Any, backend: str, pool: str, runs: list[Any]
+) -> None:
+    """A worker that was killed held hundreds of messages; those that it had not started are innocent."""
+    app = rig.app(backend, max_deliveries=2)
+    counting(app, runs).delay()
+    rig.crash(app, times=20)
+    rig.drain(app, pool)
+    assert len(runs) == 1
+    assert rig.dead(app) == []
+
+
+def test_suspects_start_one_at_a_time(rig: Any, backend: str, runs: list[Any]) -> None:
+    """One of them may kill the worker: the others must not be with it then."""
+    app = rig.app(backend)
+    lock, most = threading.Lock(), []
+
+    @app.task
+    def work(i: int) -> int:
+        with lock:
+            runs.append(i)
+            most.append(len(runs))
+        threading.Event().wait(0.01)
+        with lock:
+            runs.remove(i)
+        return i
+
+    results = app.send_many([work.s(i) for i in range(6)])
+    consumer, deliveries = rig.fetch(app, limit=6)
+    consumer.settle([Settlement(d.receipt, RELEASE, 0.0, True) for d in deliveries])
+    consumer.close()
+    with rig.work(app, "threads", concurrency=4):
+        assert [r.get(timeout=10) for r in results] == list(range(6))
+    assert max(most) == 1
+
+
+def test_a_suspect_waits_while_the_store_cannot_be_asked(
+    rig: Any, pool: str, runs: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    app = rig.app("split")
+    count = counting(app, runs)
+    result = count.delay()
+    rig.crash(app)
+    asked = threading.Event()
+
+    def down(ids: Any) -> Any:
+        asked.set()
+        raise StoreUnavailable("no route")
+
+    app.connect()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(app.store, "get", down)
+        with rig.work(app, pool):
+            assert asked.wait(10)
+            assert runs == []
+            patch.undo()
+            assert result.get(timeout=10) == 1
+
+
+# --------------------------------------------------------------------------------------------------- unknown tasks
+
+
+def test_an_unknown_task_is_offered_to_others_first(rig: Any, backend: str, pool: str, runs: list[Any]) -> None:
+    """During a deployment an old worker meets a task of the new release; a new worker then runs it."""
+    old, new = rig.app(backend), None
+    old.task(name="old")(lambda: None)
+    result = old.send_task("count")
+    with rig.work(old, pool):
+        rig.eventually(lambda: rig.counts(old) == (0, 0, 1))
+    (header,) = rig.headers(old)
+    assert header.id == result.id
+    assert header.get(PARKED) == pytest.approx(header.enqueued_at, abs=60)
+    assert rig.dead(old) == []
+    new = rig.twin(old)
+    counting(new, runs)
+    with rig.work(new, pool):
+        assert result.get(timeout=10) == 1
+    assert runs == [1]
+
+
+def test_the_offer_ends(rig: Any, pool: str, runs: list[Any]) -> None:
+    app = rig.app(unknown_task_wait=0.05)
+    counting(app, runs)
+    result = app.send_task("nobody.knows")
+    with rig.work(app, pool):
+        rig.eventually(lambda: result.state == "DEAD")
+        rig.wait_empty(app)
+    ((info, payload),) = rig.dead(app)
+    assert "within 0.05 s" in info.reason
+    assert envelope.decode(payload)[0].task == "nobody.knows"
