@@ -89,7 +89,7 @@ All are in `taskq.errors`; those that applications meet most are in `taskq` too.
 found and what to do. A task's own exception comes back from `get()` as its original type where that can be
 imported, else as `TaskFailure`; its `__cause__` is a `RemoteTraceback` with the traceback of the worker.
 
-`retryable` tells whether the same call may succeed later. Indentation is inheritance.
+*Retryable*: the same call may succeed later.
 """
 CAPABILITIES_INTRO = """\
 What the plugins of this repository declare with their default options. `taskq plugins show NAME` prints the same
@@ -224,7 +224,7 @@ def _default(field: Any) -> str:
 def cli_page() -> str:
     parts = ["# Commands\n", NOTE, CLI_INTRO]
     for path, command in _commands(main_command, "taskq"):
-        context = click.Context(command, info_name=path, terminal_width=100, max_content_width=100)
+        context = click.Context(command, info_name=path, terminal_width=100, **main_command.context_settings)
         parts += [f"## `{path}`\n", "```text\n" + command.get_help(context).rstrip() + "\n```\n"]
     return "\n".join(parts)
 
@@ -298,22 +298,19 @@ def public_exceptions() -> list[type[BaseException]]:
 
 def exceptions_page() -> str:
     ours = public_exceptions()
-    rows: list[tuple[str, str, str]] = []
+    rows: list[tuple[str, ...]] = []
 
-    def add(parent: type[BaseException] | None, depth: int) -> None:
+    def add(parent: type[BaseException] | None) -> None:
         for cls in ours:
-            bases = [b for b in cls.__bases__ if b in ours]
-            if (bases[0] if bases else None) is not parent:
+            if next((base for base in cls.__bases__ if base in ours), None) is not parent:
                 continue
-            others = [b.__name__ for b in cls.__bases__ if b not in ours and b is not Exception]
-            also = f" (also `{'`, `'.join(others)}`)" if others and parent is not None else ""
+            bases = ", ".join(code(base.__name__) for base in cls.__bases__)
             retryable = value_text(cls.retryable) if hasattr(cls, "retryable") else ""
-            name = "&nbsp;" * 4 * depth + code(cls.__name__) + also
-            rows.append((name, retryable, plain(one_line(cls.__doc__))))
-            add(cls, depth + 1)
+            rows.append((code(cls.__name__), bases, retryable, plain(one_line(cls.__doc__))))
+            add(cls)
 
-    add(None, 0)
-    parts = ["# Exceptions\n", NOTE, EXCEPTIONS_INTRO, table(("exception", "retryable", "meaning"), rows)]
+    add(None)
+    parts = ["# Exceptions\n", NOTE, EXCEPTIONS_INTRO, table(("exception", "is a", "retryable", "meaning"), rows)]
     return "\n".join(parts)
 
 

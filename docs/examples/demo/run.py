@@ -54,6 +54,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         folder = Path(options.folder or sysconfig.get_path("stdlib")).expanduser().absolute()
         files = find_files(folder)
+        sys.path.insert(0, str(HERE))
+        from source_stats import app  # the module that the workers import, too
+
+        app.connect()  # makes the queue's file, before the workers come
         workers += [start_worker(scratch / f"worker-{i + 1}.log") for i in range(max(1, options.workers))]
         print(f"{len(files)} files below {folder}; {len(workers)} worker(s), embedded SQLite queue in {scratch}")
         measured, failures = fan_out(files, workers, scratch)
@@ -117,8 +121,7 @@ def fan_out(
     files: list[Path], workers: list[subprocess.Popen[bytes]], scratch: Path
 ) -> tuple[dict[Path, dict[str, int]], dict[Path, BaseException]]:
     """Send one task per file, and collect the results as they come."""
-    sys.path.insert(0, str(HERE))
-    from source_stats import app, measure  # the same module that the workers import
+    from source_stats import app, measure
 
     began = time.perf_counter()
     results = app.send_many([measure.s(str(path)) for path in files])
