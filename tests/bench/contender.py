@@ -87,7 +87,7 @@ class Box:
         with log.open("wb") as output:
             started = time.monotonic()
             process = subprocess.Popen(
-                self.contender.facts["worker"], cwd=self.folder, env=environment, stdin=subprocess.DEVNULL,
+                [part.replace("{url}", self.environment["BENCH_URL"]) for part in self.contender.facts["worker"]], cwd=self.folder, env=environment, stdin=subprocess.DEVNULL,
                 stdout=output, stderr=output, start_new_session=True,
             )  # fmt: skip
         running = RunningWorker(process, started, self.marks, log)
@@ -173,5 +173,6 @@ def how(code: int, said: str) -> str:
     """Return how a process ended: by a signal, or with a code and its last line that says something."""
     if code < 0:
         return f"by {signal.Signals(-code).name}"
-    lines = [line.strip() for line in said.splitlines() if line.strip()]
-    return f"with {code}: {lines[-1][:300] if lines else 'it said nothing'}"
+    lines = [line.strip() for line in said.splitlines() if line.strip()] or ["it said nothing"]
+    telling = [line for line in lines if "error" in line.lower()] or lines
+    return f"with {code}: {telling[-1][:300]}"

@@ -6,7 +6,8 @@
 
 A contender's module has ACK, DURABILITY and NOTE (texts), RESULTS (whether it keeps any), VERSIONS (distributions), and
 
-    worker() -> list[str]                              the command line of a worker with one task at a time
+    worker() -> list[str]                              the command line of a worker with one task at a time; {url} in it
+                                                       becomes the broker's
     send(count, *, bulk, results) -> None              enqueue no-op tasks; results: such whose result is stored
     call() -> None                                     enqueue one, wait for its result
 

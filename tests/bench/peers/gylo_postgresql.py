@@ -40,7 +40,7 @@ def prepare() -> None:
 
 
 def worker() -> list[str]:
-    return [_program, "--database-url", _url, "worker", "--app", f"{__name__}:app", "--processes", "1"]
+    return [_program, "--database-url", "{url}", "worker", "--app", f"{__name__}:app", "--processes", "1"]
 
 
 def send(count: int, *, bulk: bool, results: bool) -> None:
