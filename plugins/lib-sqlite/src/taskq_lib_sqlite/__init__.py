@@ -6,7 +6,7 @@ from taskq_lib_sqlite.bells import Bell, Bells, Nudge, wait_readable
 from taskq_lib_sqlite.database import Database, Transaction, close_database, open_database
 from taskq_lib_sqlite.location import file_for
 from taskq_lib_sqlite.records import SqliteResults, push_records, put_records
-from taskq_lib_sqlite.trouble import Kind, Trouble, store_errors, transport_errors
+from taskq_lib_sqlite.trouble import Kind, Trouble, explain, store_errors, transport_errors
 
 __all__ = [
     "Bell",
@@ -18,6 +18,7 @@ __all__ = [
     "Transaction",
     "Trouble",
     "close_database",
+    "explain",
     "file_for",
     "open_database",
     "push_records",

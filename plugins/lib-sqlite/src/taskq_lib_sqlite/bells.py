@@ -1,13 +1,13 @@
 """How processes on one file wake each other: a datagram socket per waiter, and a board that says who is waiting.
 
 **Bells** are sockets in the directory ``FILE-bells`` beside the database, or, where its path is too long for a socket's
-address or the file system has no sockets, in a private directory under the temporary directory, named after a hash of the
-file's path. A socket of a dead process refuses connections, so a bell also tells whether its owner lives.
+address or the file system has no sockets, in a private directory under the temporary directory, named after a hash
+of the file's path. A socket of a dead process refuses connections, so a bell also tells whether its owner lives.
 
-**The board** is the small file ``FILE-bells/board``: eight bytes that change whenever a consumer comes, goes or subscribes
-anew, and one byte for each consumer that is 1 while it waits. Who sends a message reads it in one system call and rings as
-many waiting consumers as there are messages, none when all are busy. Every hint may get lost: a slow poll finds what a
-bell did not announce.
+**The board** is the small file ``FILE-bells/board``: eight bytes that change whenever a consumer comes, goes or
+subscribes anew, and one byte for each consumer that is 1 while it waits. Who sends a message reads it in one system
+call and rings as many waiting consumers as there are messages, none when all are busy. Every hint may get lost: a
+slow poll finds what a bell did not announce.
 """
 
 from __future__ import annotations
@@ -122,7 +122,7 @@ class Bells:
         self._board_fd = -1
         self._board_seen = (0, 0)
         self._board_checked = 0.0
-        self._board_lock = threading.Lock()  # a number of a closed file may be somebody else's file a moment later
+        self._lock = threading.Lock()  # a number of a closed file may be somebody else's file a moment later
         self._ringer: socket.socket | None = None
         self._hung: list[Bell] = []
         self._closed = False
@@ -169,13 +169,8 @@ class Bells:
         path = self.path_of(address)
         if path is None or self._closed:
             return None
-        ringer = self._ringer
-        if ringer is None:
-            ringer = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
-            ringer.setblocking(False)
-            self._ringer = ringer
         try:
-            ringer.sendto(message, path)
+            (self._ringer or self._make_ringer()).sendto(message, path)
         except BlockingIOError:
             return True
         except OSError as exc:
@@ -183,6 +178,14 @@ class Bells:
                 return True
             return False if exc.errno == errno.ECONNREFUSED else None
         return True
+
+    def _make_ringer(self) -> socket.socket:
+        with self._lock:
+            if self._ringer is None:
+                ringer = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+                ringer.setblocking(False)
+                self._ringer = ringer
+            return self._ringer
 
     def is_dead(self, address: str | None) -> bool:
         """Whether a bell is there and surely nobody hears it; False where it cannot be known."""
@@ -250,7 +253,7 @@ class Bells:
 
     def board(self) -> bytes:
         """Return the board, empty where there is none."""
-        with self._board_lock:
+        with self._lock:
             fd = self._open_board(create=False)
             if fd < 0:
                 return b""
@@ -269,7 +272,7 @@ class Bells:
             self._write(b"\1" if waiting else b"\0", _HEAD + slot)
 
     def _write(self, data: bytes, offset: int) -> None:
-        with self._board_lock:
+        with self._lock:
             fd = self._open_board(create=True)
             if fd >= 0:
                 try:
@@ -330,17 +333,17 @@ class Bells:
 
     def after_fork_in_child(self) -> None:
         """Let go of the parent's sockets: while a child keeps them, the parent cannot be seen to be dead."""
-        self._board_lock = threading.Lock()
+        self._lock = threading.Lock()
         for bell in self._hung:
             bell.socket.close()
         self._hung.clear()
         self._close_sockets()
 
     def _close_sockets(self) -> None:
-        ringer, self._ringer = self._ringer, None
-        if ringer is not None:
-            ringer.close()
-        with self._board_lock:
+        with self._lock:
+            ringer, self._ringer = self._ringer, None
+            if ringer is not None:
+                ringer.close()
             self._close_board()
 
 

@@ -4,10 +4,10 @@ All writes of a process go through one connection under one lock. A second writi
 SQLite lets one transaction write at a time, and would lose much: each commit of one throws away the page cache of the
 other, and they would wait for each other by sleeping.
 
-**Fork.** SQLite keeps its file locks per process and its book-keeping of them in memory that a child inherits, so a child
-that opens the same file believes that it holds locks which only its parent has. Therefore a fork first waits for the
-running transaction and closes the connections. The parent opens them again when it next needs them; in the child the
-inherited object is refused, and a new one may be opened.
+**Fork.** SQLite keeps its file locks per process and its book-keeping of them in memory that a child inherits, so a
+child that opens the same file believes that it holds locks which only its parent has. Therefore a fork first waits
+for the running transaction and closes the connections. The parent opens them again when it next needs them; in the
+child the inherited object is refused, and a new one may be opened.
 """
 
 from __future__ import annotations
@@ -48,8 +48,8 @@ def _is_busy(exc: sqlite3.Error) -> bool:
 class Transaction:
     """``with transaction as connection:`` is one write transaction; the object may be used again and again.
 
-    ``durable``: the commit returns when the data is on the disk. Otherwise a power loss may undo the last transactions, in
-    order and whole, and a crash of the process undoes none.
+    ``durable``: the commit returns when the data is on the disk. Otherwise a power loss may undo the last
+    transactions, in order and whole, and a crash of the process undoes none.
 
     Raises:
         Trouble: whatever SQLite refuses, inside the block as well.
@@ -207,7 +207,8 @@ class Database:
                 if mode != "wal":
                     raise Trouble(
                         Kind.UNREACHABLE,
-                        f"{self.path} cannot be switched to write-ahead logging (SQLite stays in {mode!r} mode): it needs "
+                        f"{self.path} cannot be switched to write-ahead logging (SQLite stays in "
+                        f"{mode!r} mode): it needs "
                         "a local file system with shared memory; put the file on a local disk",
                     )
                 retry_busy(connection, "BEGIN IMMEDIATE", BUSY_TIMEOUT_S)
@@ -258,7 +259,8 @@ class Database:
         if not os.path.isdir(directory):
             raise Trouble(
                 Kind.UNREACHABLE,
-                f"cannot open {self.path}: there is no directory {directory}; create it, or check the URL: {CONVENTIONS}",
+                f"cannot open {self.path}: there is no directory {directory}; create it, or check the "
+                f"URL: {CONVENTIONS}",
             )
         if os.path.isdir(self.path):
             raise Trouble(Kind.UNREACHABLE, f"cannot open {self.path}: it is a directory; add a file name to the URL")

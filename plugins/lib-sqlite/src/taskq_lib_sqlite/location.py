@@ -23,7 +23,8 @@ if TYPE_CHECKING:
     from taskq.spi import Url
 
 CONVENTIONS = (
-    "sqlite:///a/b.db is the absolute path /a/b.db, sqlite:///b.db is b.db in the current directory, and sqlite://a/b.db "
+    "sqlite:///a/b.db is the absolute path /a/b.db, sqlite:///b.db is b.db in the current directory, "
+    "and sqlite://a/b.db "
     "is relative to it"
 )
 

@@ -1,8 +1,8 @@
 """The tables, their version, and the steps from one version to the next.
 
 A message's row (``taskq_message``) is written once and never changed: where the message stands is a small row in one of
-four other tables. A claim, a hand-back or a reaped consumer moves small rows only, whole ranges in one statement, however
-large the payloads are; and each of these tables is its own index.
+four other tables. A claim, a hand-back or a reaped consumer moves small rows only, whole ranges in one statement,
+however large the payloads are; and each of these tables is its own index.
 
 | table | one row per |
 |---|---|
@@ -23,7 +23,8 @@ from taskq_lib_sqlite.trouble import Kind, Trouble
 VERSION = 1
 
 _VERSION_1 = (
-    "CREATE TABLE taskq_queue (number INTEGER PRIMARY KEY, name TEXT NOT NULL UNIQUE, ordered INTEGER NOT NULL DEFAULT 0)",
+    """CREATE TABLE taskq_queue (number INTEGER PRIMARY KEY, name TEXT NOT NULL UNIQUE,
+        ordered INTEGER NOT NULL DEFAULT 0)""",
     "CREATE TABLE taskq_message (seq INTEGER PRIMARY KEY, sent REAL, id TEXT, grp TEXT, payload BLOB)",
     """CREATE TABLE taskq_ready (queue INTEGER, rank INTEGER, seq INTEGER, deliveries INTEGER,
         PRIMARY KEY (queue, rank, seq)) WITHOUT ROWID""",
@@ -34,7 +35,7 @@ _VERSION_1 = (
     """CREATE TABLE taskq_behind (queue INTEGER, grp TEXT, seq INTEGER, rank INTEGER, deliveries INTEGER,
         PRIMARY KEY (queue, grp, seq)) WITHOUT ROWID""",
     "CREATE TABLE taskq_group (queue INTEGER, grp TEXT, front INTEGER, PRIMARY KEY (queue, grp)) WITHOUT ROWID",
-    # AUTOINCREMENT: a number is never given twice, so a consumer that was taken for dead cannot settle another's messages.
+    # AUTOINCREMENT gives no number twice: a consumer that was taken for dead cannot settle another's messages.
     """CREATE TABLE taskq_consumer (number INTEGER PRIMARY KEY AUTOINCREMENT, boot TEXT, until REAL, until_wall REAL,
         bell TEXT, slot INTEGER, queues TEXT NOT NULL DEFAULT '', process TEXT)""",
     """CREATE TABLE taskq_record (number INTEGER PRIMARY KEY, id TEXT NOT NULL UNIQUE, epoch INTEGER NOT NULL,

@@ -1,7 +1,7 @@
 """One internal error for everything that can go wrong with the file, and its two typed faces.
 
-Transport and store raise different types for the same fault, so this package raises ``Trouble`` and each plugin's methods
-carry the decorator that turns it into theirs.
+Transport and store raise different types for the same fault, so this package raises ``Trouble`` and each plugin's
+methods carry the decorator that turns it into theirs.
 """
 
 from __future__ import annotations
@@ -88,7 +88,8 @@ def explain(exc: sqlite3.Error, path: str) -> Trouble:
         case sqlite3.SQLITE_READONLY | sqlite3.SQLITE_PERM | sqlite3.SQLITE_AUTH:
             return Trouble(
                 Kind.UNREACHABLE,
-                f"{path} cannot be written: {found}; a queue changes its file, and SQLite makes -wal and -shm files beside "
+                f"{path} cannot be written: {found}; a queue changes its file, and SQLite makes -wal "
+                "and -shm files beside "
                 "it: give this user write permission on the file and on its directory",
             )
         case sqlite3.SQLITE_NOTADB:
@@ -108,7 +109,8 @@ def explain(exc: sqlite3.Error, path: str) -> Trouble:
         case sqlite3.SQLITE_IOERR:
             return Trouble(
                 Kind.OTHER,
-                f"reading or writing {path} failed: {found}; check the disk and its free space; a file on a network file "
+                f"reading or writing {path} failed: {found}; check the disk and its free space; a "
+                "file on a network file "
                 "system is not supported",
             )
     if isinstance(exc, sqlite3.ProgrammingError) and "closed" in str(exc):

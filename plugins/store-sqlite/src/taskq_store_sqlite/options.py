@@ -17,7 +17,8 @@ class SqliteStoreOptions:
 
     synchronous: str = option(
         "FULL",
-        help="FULL: a stored result survives power loss; NORMAL: faster one by one, power loss may undo the last moments",
+        help="FULL: a stored result survives power loss; NORMAL: faster one by one, power loss may undo "
+        "the last moments",
         choices=("FULL", "NORMAL"),
     )
     busy_timeout: float = option(
@@ -28,7 +29,8 @@ class SqliteStoreOptions:
     )
     wake_up: str = option(
         "bell",
-        help="bell: workers wake waiting clients through sockets beside the file; poll: results are found at the poll interval",
+        help="bell: workers wake waiting clients through sockets beside the file; poll: results are found "
+        "at the poll interval",
         choices=("bell", "poll"),
     )
 

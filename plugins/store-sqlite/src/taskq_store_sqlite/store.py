@@ -92,7 +92,8 @@ class SqliteStore:
             size = len(record.payload) + len(record.follow_ups or b"")
             if size > MAX_RECORD_BYTES:
                 raise ResultTooLarge(
-                    f"the result of {record.id} has {size} bytes, sqlite keeps {MAX_RECORD_BYTES}; store the data elsewhere "
+                    f"the result of {record.id} has {size} bytes, sqlite keeps {MAX_RECORD_BYTES}; "
+                    "store the data elsewhere "
                     "and return where it is"
                 )
 

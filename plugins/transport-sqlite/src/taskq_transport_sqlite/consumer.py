@@ -9,10 +9,10 @@ import threading
 import time
 from collections.abc import Mapping, Sequence
 from itertools import count
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from taskq.errors import TransportClosed
-from taskq.message import RELEASE, Delivery, Fetched, Lost, Outbound, Settlement
+from taskq.message import Delivery, Fetched, Lost, Record, Settlement
 from taskq_lib_sqlite import (
     Database,
     Kind,
@@ -25,6 +25,8 @@ from taskq_lib_sqlite import (
     wait_readable,
 )
 from taskq_transport_sqlite import tables
+from taskq_transport_sqlite.listing import payload_bytes
+from taskq_transport_sqlite.settling import Held, Mismatch, SqliteCommitter, settle
 from taskq_transport_sqlite.shares import Shares
 
 if TYPE_CHECKING:
@@ -39,7 +41,8 @@ _NOTHING = Fetched()
 _LOOK_AFTER_S = 1.0  # seconds between two looks for dead consumers while idle
 
 _CLAIM = (
-    "SELECT r.seq, ifnull(r.deliveries, 0) + 1, m.payload, m.grp, r.rank FROM taskq_ready r LEFT JOIN taskq_message m ON m.seq = r.seq "
+    "SELECT r.seq, ifnull(r.deliveries, 0) + 1, m.payload, m.grp, r.rank FROM taskq_ready r LEFT "
+    "JOIN taskq_message m ON m.seq = r.seq "
     "WHERE r.queue = ? ORDER BY r.rank, r.seq LIMIT ?"
 )
 _HOLD = (
@@ -51,32 +54,10 @@ _UNREADY = "DELETE FROM taskq_ready WHERE queue = ? AND (rank, seq) <= (?, ?)"
 _WAITING = """
 WITH RECURSIVE waiting (queue) AS (
     SELECT min(queue) FROM taskq_ready
-    UNION ALL SELECT (SELECT min(queue) FROM taskq_ready WHERE queue > waiting.queue) FROM waiting WHERE queue IS NOT NULL
+    UNION ALL SELECT (SELECT min(queue) FROM taskq_ready WHERE queue > waiting.queue) FROM waiting WHERE queue IS NOT
+    NULL
 ) SELECT queue FROM waiting WHERE queue IS NOT NULL
 """
-_DROP = "DELETE FROM taskq_held WHERE consumer = ? AND seq = ?"
-_DROP_MESSAGE = "DELETE FROM taskq_message WHERE seq = ?"
-_RETURN = (
-    "INSERT INTO taskq_ready (queue, rank, seq, deliveries) "
-    "SELECT queue, rank, seq, deliveries - ? FROM taskq_held WHERE consumer = ? AND seq = ?"
-)
-_DELAY = (
-    "INSERT INTO taskq_delayed (due, seq, queue, rank, deliveries) "
-    "SELECT ?, seq, queue, rank, deliveries - ? FROM taskq_held WHERE consumer = ? AND seq = ?"
-)
-
-
-class Held(NamedTuple):
-    """A message that this consumer holds."""
-
-    seq: int
-    queue: int
-    size: int
-    group: str | None
-
-
-class _Mismatch(Exception):
-    """Something of a batch is held no longer; the batch must be settled one by one."""
 
 
 class SqliteConsumer:
@@ -87,7 +68,7 @@ class SqliteConsumer:
     """
 
     def __init__(self, transport: SqliteTransport, database: Database) -> None:
-        self._transport = transport
+        self.transport = transport
         self._database = database
         self._pid = os.getpid()
         self._closed = False
@@ -124,13 +105,14 @@ class SqliteConsumer:
         """Enter this consumer under a new number, and its subscriptions, into whatever file is there now."""
         self._file_id = self._database.file_id
         self._resolve(connection)
-        until, until_wall = self._transport.leases.end(self._transport.lease_s)
+        until, until_wall = self.transport.leases.end(self.transport.lease_s)
         taken = {row[0] for row in connection.execute("SELECT slot FROM taskq_consumer")}
         self._slot = next(slot for slot in count() if slot not in taken) if self._bell else None
         number = connection.execute(
-            "INSERT INTO taskq_consumer (boot, until, until_wall, bell, slot, queues, process) VALUES (?, ?, ?, ?, ?, ?, ?)",
+            "INSERT INTO taskq_consumer (boot, until, until_wall, bell, slot, queues, process) "
+            "VALUES (?, ?, ?, ?, ?, ?, ?)",
             (
-                self._transport.leases.boot,
+                self.transport.leases.boot,
                 until,
                 until_wall,
                 self._bell.address if self._bell else None,
@@ -145,9 +127,9 @@ class SqliteConsumer:
 
     @transport_errors
     def subscribe(self, queues: Sequence[Subscription], *, order: SubscribeOrder = "fair") -> None:
-        self._check()
+        self.check()
         self._subscriptions, self._order = tuple(queues), order
-        with self._transport.moving as connection:
+        with self.transport.moving as connection:
             if self._registered(connection):
                 self._resolve(connection)
                 connection.execute(
@@ -186,14 +168,14 @@ class SqliteConsumer:
 
     @transport_errors
     def credit(self, n: int, max_bytes: int) -> None:
-        self._check()
+        self.check()
         self._credit = n
         self._max_bytes = max_bytes
         self._nudge.ring()
 
     @transport_errors
     def fetch(self, limit: int, wait: float, *, ahead: int = 0) -> Fetched:
-        self._check()
+        self.check()
         end = time.monotonic() + wait
         waiting = False
         while True:
@@ -221,21 +203,21 @@ class SqliteConsumer:
         """Look, without a transaction, whether a claim would bring something; note when something will be due."""
         ready, due = self._database.read(self._work)[0]
         self._next_due = due
-        return bool(ready) or (due is not None and due <= self._transport.clock.now())
+        return bool(ready) or (due is not None and due <= self.transport.clock.now())
 
     def _sleep(self, left: float) -> None:
-        pause = min(left, self._transport.options.poll_interval)
+        pause = min(left, self.transport.options.poll_interval)
         if self._next_due is not None:
-            pause = min(pause, max(0.0, self._next_due - self._transport.clock.now()))
+            pause = min(pause, max(0.0, self._next_due - self.transport.clock.now()))
         wait_readable(self._ears, pause)
         self._nudge.drain()
         if self._bell is not None and self._bell.drain():
             self._hot = True
         now = time.monotonic()
-        if now - self._looked_after >= min(_LOOK_AFTER_S, self._transport.lease_s / 4):
+        if now - self._looked_after >= min(_LOOK_AFTER_S, self.transport.lease_s / 4):
             self._looked_after = now
             self._database.check_file()
-            self._transport.look_after()
+            self.transport.look_after()
             if self._bell is not None and not self._bell.in_place():
                 self._rehang()
 
@@ -245,7 +227,7 @@ class SqliteConsumer:
             deliveries = self._claim(room)
         except Trouble as trouble:
             now = time.monotonic()
-            if trouble.kind is not Kind.BUSY or now - (self._busy_since or now) > self._transport.options.busy_timeout:
+            if trouble.kind is not Kind.BUSY or now - (self._busy_since or now) > self.transport.options.busy_timeout:
                 raise
             self._busy_since = self._busy_since or now
             return []
@@ -253,7 +235,7 @@ class SqliteConsumer:
         return deliveries
 
     def _claim(self, room: int) -> list[Delivery]:
-        transport = self._transport
+        transport = self.transport
         promoted: Mapping[int, int] = {}
         with transport.claiming as connection:
             self._registered(connection)
@@ -320,8 +302,6 @@ class SqliteConsumer:
 
     def _mend(self, payload: Any, seq: int, name: str) -> bytes:
         """Make a payload of what stands in a damaged row; the kernel will find it undecodable and dead-letter it."""
-        from taskq_transport_sqlite.transport import payload_bytes
-
         log.error(
             "message %d of queue %s in %s has no readable payload (a value of type %s); it is delivered as it is",
             seq, name, self._database.path, type(payload).__name__,
@@ -330,9 +310,9 @@ class SqliteConsumer:
 
     def _pass_on(self) -> None:
         """Where this consumer has all it may take and there is more, wake another one."""
-        if self._transport.ringer.anyone(self._names):
+        if self.transport.ringer.anyone(self._names):
             waiting = {row[0] for row in self._database.read(_WAITING)}
-            self._transport.ringer.ring(dict.fromkeys(waiting.intersection(self._names), 1))
+            self.transport.ringer.ring(dict.fromkeys(waiting.intersection(self._names), 1))
 
     def _set_waiting(self, waiting: bool) -> None:
         if self._bell is not None:
@@ -344,7 +324,7 @@ class SqliteConsumer:
         old = self._bell
         self._bell = self._database.bells.hang("c")
         self._ears = [self._nudge.reader] + ([self._bell.socket] if self._bell else [])
-        with self._transport.moving as connection:
+        with self.transport.moving as connection:
             connection.execute(
                 "UPDATE taskq_consumer SET bell = ? WHERE number = ?",
                 (self._bell.address if self._bell else None, self.number),
@@ -357,112 +337,47 @@ class SqliteConsumer:
 
     @transport_errors
     def settle(self, settlements: Sequence[Settlement]) -> Sequence[Lost]:
-        self._check()
+        self.check()
         if not settlements:
             return self._take_losses()
-        return self._end(settlements, (), False)
+        return self.end(settlements)
 
-    def _end(self, settlements: Sequence[Settlement], commits: Sequence[Commit], durable: bool) -> list[Lost]:
-        """Settle, with what belongs to each settlement, in one transaction; first all at once, then one by one."""
-        transport = self._transport
+    def end(
+        self, settlements: Sequence[Settlement], commits: Sequence[Commit] = (), *, durable: bool = False
+    ) -> list[Lost]:
+        """Settle, with what belongs to each settlement, in one transaction."""
+        transport = self.transport
         transaction = transport.committing if durable else transport.moving
         one_by_one = False
         while True:
             fresh: dict[str, int] = {}
+            records: list[Record] = []
+            now = transport.clock.now()
             try:
                 with transaction as connection:
-                    lost, returned = self._settle_in(connection, settlements, one_by_one)
+                    if self._file_id != self._database.file_id:
+                        self._registered(connection)
+                    done = settle(connection, self.number, self._held, settlements, now, one_by_one=one_by_one)
                     if commits:
-                        gone = {loss.receipt for loss in lost}
+                        gone = {loss.receipt for loss in done.lost}
                         kept = [c for c in commits if c.settlement.receipt not in gone] if gone else commits
-                        records = [c.record for c in kept if c.record is not None]
-                        if records:
-                            put_records(connection, records, transport.clock.now())
-                        follow_ups = [o for c in kept for o in c.follow_ups]
-                        if follow_ups:
+                        if records := [c.record for c in kept if c.record is not None]:
+                            put_records(connection, records, now)
+                        if follow_ups := [o for c in kept for o in c.follow_ups]:
                             for queue, n in transport.insert(connection, follow_ups, fresh).items():
-                                returned[queue] = returned.get(queue, 0) + n
-            except _Mismatch:
+                                done.ready[queue] = done.ready.get(queue, 0) + n
+                break
+            except Mismatch:
                 one_by_one = True
-                continue
-            break
         self._forget([s.receipt for s in settlements])
-        if returned:
+        if done.ready:
             self._database.queues.update(fresh)
-            transport.ringer.ring(returned)
-        if commits and records:
+            transport.ringer.ring(done.ready)
+        if records:
             push_records(self._database.bells, records)
         if self._starved:
             self._nudge.ring()
-        return lost + self._take_losses() if self._losses else lost
-
-    def _settle_in(
-        self, connection: sqlite3.Connection, settlements: Sequence[Settlement], one_by_one: bool
-    ) -> tuple[list[Lost], dict[int, int]]:
-        """Settle inside a transaction; return what was lost, and how many messages became ready per queue number.
-
-        Raises:
-            _Mismatch: something is lost, and only settling one by one tells what.
-        """
-        if self._file_id != self._database.file_id:
-            self._registered(connection)
-        me = self.number
-        held = self._held
-        lost = []
-        acked: list[Held] = []
-        released: list[tuple[Held, Settlement]] = []
-        seen = set()
-        for s in settlements:
-            entry = held.get(s.receipt)
-            if entry is None or s.receipt in seen:
-                lost.append(Lost(s.receipt, "not held: it was settled before, or the lease ended"))
-                continue
-            seen.add(s.receipt)
-            if one_by_one and not self._holds(connection, entry.seq):
-                lost.append(Lost(s.receipt, "the lease ended and the message was given back"))
-            elif s.kind == RELEASE:
-                released.append((entry, s))
-            else:
-                acked.append(entry)
-        ready: dict[int, int] = {}
-        if acked:
-            self._ack(connection, [entry.seq for entry in acked])
-            for entry in acked:
-                if entry.group is not None and tables.leave(connection, entry.queue, entry.group, entry.seq):
-                    ready[entry.queue] = ready.get(entry.queue, 0) + 1
-        if released:
-            now = self._transport.clock.now()
-            back = [(0 if s.counted else 1, me, e.seq) for e, s in released if s.delay <= 0]
-            later = [(now + s.delay, 0 if s.counted else 1, me, e.seq) for e, s in released if s.delay > 0]
-            if back and connection.executemany(_RETURN, back).rowcount != len(back):
-                raise _Mismatch
-            if later and connection.executemany(_DELAY, later).rowcount != len(later):
-                raise _Mismatch
-            connection.executemany(_DROP, [(me, e.seq) for e, _ in released])
-            for entry, _ in released:
-                ready[entry.queue] = ready.get(entry.queue, 0) + 1
-        return lost, ready
-
-    def _ack(self, connection: sqlite3.Connection, seqs: list[int]) -> None:
-        """Delete held messages. Raises: _Mismatch: not all are held."""
-        first, last, n = min(seqs), max(seqs), len(seqs)
-        if last - first == n - 1:  # the usual case: all of a stretch, as they were sent and fetched together
-            dropped = connection.execute(
-                "DELETE FROM taskq_held WHERE consumer = ? AND seq BETWEEN ? AND ?", (self.number, first, last)
-            ).rowcount
-            if dropped == n:
-                connection.execute("DELETE FROM taskq_message WHERE seq BETWEEN ? AND ?", (first, last))
-                return
-            raise _Mismatch
-        if connection.executemany(_DROP, [(self.number, seq) for seq in seqs]).rowcount != n:
-            raise _Mismatch
-        connection.executemany(_DROP_MESSAGE, [(seq,) for seq in seqs])
-
-    def _holds(self, connection: sqlite3.Connection, seq: int) -> bool:
-        row = connection.execute(
-            "SELECT 1 FROM taskq_held WHERE consumer = ? AND seq = ?", (self.number, seq)
-        ).fetchone()
-        return row is not None
+        return done.lost + self._take_losses() if self._losses else done.lost
 
     def _forget(self, receipts: Sequence[Any]) -> None:
         size = 0
@@ -480,14 +395,14 @@ class SqliteConsumer:
 
     @transport_errors
     def flush(self, timeout: float) -> Sequence[Lost]:
-        self._check()
+        self.check()
         return self._take_losses()
 
     @transport_errors
     def extend(self, receipts: Sequence[Receipt] | None = None) -> Sequence[Lost]:
-        self._check()
-        until, until_wall = self._transport.leases.end(self._transport.lease_s)
-        with self._transport.moving as connection:
+        self.check()
+        until, until_wall = self.transport.leases.end(self.transport.lease_s)
+        with self.transport.moving as connection:
             if self._registered(connection):
                 connection.execute(
                     "UPDATE taskq_consumer SET until = ?, until_wall = ? WHERE number = ?",
@@ -517,13 +432,13 @@ class SqliteConsumer:
             return
         self._closed = True
         try:
-            with self._transport.moving as connection:
+            with self.transport.moving as connection:
                 counts = tables.give_back(connection, self.number, counted=False)
             self._set_waiting(False)
             self._database.bells.announce()
             # What this consumer was rung for, and has not looked at, is for the others as well.
             waiting = {row[0] for row in self._database.read(_WAITING)}
-            self._transport.ringer.ring({**dict.fromkeys(waiting.intersection(self._names), 1), **counts})
+            self.transport.ringer.ring({**dict.fromkeys(waiting.intersection(self._names), 1), **counts})
         except Trouble as trouble:
             log.warning("closing a consumer of %s: %s; its lease gives back what it held", self._database.path, trouble)
         finally:
@@ -531,9 +446,10 @@ class SqliteConsumer:
             if self._bell is not None:
                 self._database.bells.take_down(self._bell)
             self._nudge.close()
-            self._transport.forget(self)
+            self.transport.forget(self)
 
-    def _check(self) -> None:
+    def check(self) -> None:
+        """Refuse to work where closed, or inherited from a parent process. Raises: TransportClosed."""
         if self._closed:
             raise TransportClosed(
                 f"this consumer of {self._database.path} is closed; make a new one with Transport.consumer()"
@@ -543,23 +459,3 @@ class SqliteConsumer:
                 f"this consumer of {self._database.path} belongs to process {self._pid}; make a new one in process "
                 f"{os.getpid()} with Transport.consumer()"
             )
-
-
-class SqliteCommitter:
-    """Stores outcomes, sends follow-ups and settles in one transaction."""
-
-    def __init__(self, consumer: SqliteConsumer, store: SqliteResults) -> None:
-        self._consumer = consumer
-        self._store = store
-
-    @transport_errors
-    def commit(self, commits: Sequence[Commit]) -> Sequence[Lost]:
-        consumer = self._consumer
-        consumer._check()
-        records = [c.record for c in commits if c.record is not None]
-        follow_ups: list[Outbound] = [o for c in commits for o in c.follow_ups]
-        if records:
-            self._store.check_records(records)
-        if follow_ups:
-            consumer._transport.check(follow_ups)
-        return consumer._end([c.settlement for c in commits], commits, bool(records or follow_ups))

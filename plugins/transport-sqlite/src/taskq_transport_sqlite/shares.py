@@ -14,8 +14,8 @@ T = TypeVar("T")
 class Shares:
     """The subscribed queues by number, with their weights and what they are owed from earlier fetches.
 
-    A fetch of one message cannot be divided, so each fetch credits every waiting queue with its part, and whoever is owed
-    most comes first.
+    A fetch of one message cannot be divided, so each fetch credits every waiting queue with its part, and whoever is
+    owed most comes first.
     """
 
     def __init__(self, queues: Sequence[tuple[int, int]], order: SubscribeOrder) -> None:

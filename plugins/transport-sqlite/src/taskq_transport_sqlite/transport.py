@@ -13,12 +13,12 @@ import msgspec
 from taskq.errors import NotSupported, PayloadTooLarge, QueueMissing
 from taskq.message import Outbound, Peeked, QueueFacts, QueueSpec, QueueStats, SendFailure
 from taskq.spi import Capabilities, Ordering
-from taskq_lib_sqlite import Database, Kind, Trouble, close_database, file_for, open_database, transport_errors
-from taskq_transport_sqlite import tables
+from taskq_lib_sqlite import Database, Kind, Trouble, close_database, explain, file_for, open_database, transport_errors
+from taskq_transport_sqlite import listing, tables
 from taskq_transport_sqlite.consumer import SqliteConsumer
 from taskq_transport_sqlite.leases import CONSUMERS, LeaseClock, reap
-from taskq_transport_sqlite.options import LEASE_DEFAULT_S, MAX_PAYLOAD_BYTES, SqliteOptions, capabilities
 from taskq_transport_sqlite.line import Line
+from taskq_transport_sqlite.options import LEASE_DEFAULT_S, MAX_PAYLOAD_BYTES, SqliteOptions, capabilities
 from taskq_transport_sqlite.ringing import Ringer
 
 if TYPE_CHECKING:
@@ -95,7 +95,8 @@ class SqliteTransport:
         known = {name: bool(ordered) for name, ordered in database.read("SELECT name, ordered FROM taskq_queue")}
         if mode == "verify" and (missing := [q.name for q in queues if q.name not in known]):
             raise QueueMissing(
-                f"{self.path} has no queue {', '.join(missing)}; declare with mode='create', or send a message to make it"
+                f"{self.path} has no queue {', '.join(missing)}; declare with mode='create', or send "
+                "a message to make it"
             )
         created = set()
         if mode == "create" and any(q.name not in known or (q.ordered and not known[q.name]) for q in queues):
@@ -163,7 +164,8 @@ class SqliteTransport:
     ) -> Mapping[int, int]:
         """Write messages inside a transaction of this process; return how many per queue number.
 
-        ``fresh`` takes the numbers of queues seen for the first time, to be remembered once the transaction is committed.
+        ``fresh`` takes the numbers of queues seen for the first time, to be remembered once the transaction is
+        committed.
         """
         known = self.database.queues
 
@@ -179,7 +181,8 @@ class SqliteTransport:
         for o in batch:
             if len(o.payload) > MAX_PAYLOAD_BYTES:
                 raise PayloadTooLarge(
-                    f"message {o.id} has {len(o.payload)} bytes, sqlite takes {MAX_PAYLOAD_BYTES}; store the data elsewhere "
+                    f"message {o.id} has {len(o.payload)} bytes, sqlite takes {MAX_PAYLOAD_BYTES}; "
+                    "store the data elsewhere "
                     "and send where it is"
                 )
             if o.priority not in _PRIORITIES:
@@ -211,8 +214,6 @@ class SqliteTransport:
                 connection, batch, self.clock.now(), lambda name: tables.find_queue(connection, name, schema), schema
             )
         except sqlite3.Error as exc:
-            from taskq_lib_sqlite.trouble import explain
-
             raise explain(exc, database.path) from exc
 
     # -------------------------------------------------------------------------------------------------- consumers
@@ -231,24 +232,7 @@ class SqliteTransport:
 
     @transport_errors
     def stats(self, queues: Sequence[str]) -> Mapping[str, QueueStats]:
-        read = self.database.read
-        now = self.clock.now()
-        numbers = {name: n for n, name in read("SELECT number, name FROM taskq_queue") if name in set(queues)}
-        held = dict(read("SELECT queue, count(*) FROM taskq_held GROUP BY queue"))
-        delayed = dict(read("SELECT queue, count(*) FROM taskq_delayed WHERE due > ? GROUP BY queue", (now,)))
-        due = dict(read("SELECT queue, count(*) FROM taskq_delayed WHERE due <= ? GROUP BY queue", (now,)))
-        found = {}
-        for name, n in numbers.items():
-            ((ready, behind, sent),) = read(
-                "SELECT (SELECT count(*) FROM taskq_ready WHERE queue = ?1), (SELECT count(*) FROM taskq_behind "
-                "WHERE queue = ?1), (SELECT sent FROM taskq_message WHERE seq = (SELECT min(seq) FROM ("
-                + " UNION ALL ".join(f"SELECT min(seq) AS seq FROM taskq_ready WHERE queue = ?1 AND rank = {rank}"  # noqa: S608
-                                     for rank in range(10)) + ")))",
-                (n,),
-            )  # fmt: skip
-            age = max(0.0, now - sent) if isinstance(sent, int | float) else None
-            found[name] = QueueStats(ready + behind + due.get(n, 0), held.get(n, 0), delayed.get(n, 0), age)
-        return {name: found[name] for name in queues if name in found}
+        return listing.stats(self.database.read, queues, self.clock.now())
 
     @transport_errors
     def purge(self, queues: Sequence[str]) -> Mapping[str, int]:
@@ -270,31 +254,7 @@ class SqliteTransport:
 
     @transport_errors
     def peek(self, queue: str, *, limit: int = 100, after: str | None = None) -> Sequence[Peeked]:
-        read = self.database.read
-        row = read("SELECT number FROM taskq_queue WHERE name = ?", (queue,))
-        if not row:
-            return []
-        now = self.clock.now()
-        start: tuple[float, ...] = (-1, 0, 0)
-        if after is not None:
-            try:
-                stage, major, minor = after.split(".", 2)
-                start = (int(stage), float.fromhex(major.replace("_", ".")), int(minor))
-            except ValueError:
-                raise NotSupported(f"{after!r} is not a cursor of a listing of sqlite messages") from None
-        listed: list[Peeked] = []
-        for stage_number, (select, in_flight) in enumerate(_PEEK):
-            if start[0] > stage_number or len(listed) >= limit:
-                continue
-            key = start[1:] if start[0] == stage_number else (float("-inf"), 0)
-            for major_, seq, rank, deliveries, sent, i, payload in read(select, (row[0][0], *key, limit - len(listed))):
-                delay = max(0.0, major_ - now) if stage_number == _DELAYED_STAGE else 0.0
-                cursor = f"{stage_number}.{float(major_).hex().replace('.', '_')}.{seq}"
-                age = max(0.0, now - sent) if isinstance(sent, int | float) else None
-                listed.append(
-                    Peeked(cursor, payload_bytes(payload), queue, i or "", 9 - rank, delay, deliveries, age, in_flight)
-                )
-        return listed
+        return listing.peek(self.database.read, queue, limit, after, self.clock.now())
 
     @transport_errors
     def maintain(self, budget_s: float) -> float:
@@ -341,27 +301,6 @@ class SqliteTransport:
 
 
 _PRIORITIES = frozenset(range(10))
-_DELAYED_STAGE = 3
-_COLUMNS = "t.seq, t.rank, t.deliveries, m.sent, m.id, m.payload"
-_PEEK: Sequence[tuple[str, bool]] = (
-    (f"SELECT t.consumer, {_COLUMNS} FROM taskq_held t LEFT JOIN taskq_message m ON m.seq = t.seq "  # noqa: S608
-     "WHERE t.queue = ? AND (t.consumer, t.seq) > (?, ?) ORDER BY t.consumer, t.seq LIMIT ?", True),
-    (f"SELECT t.rank, {_COLUMNS} FROM taskq_ready t LEFT JOIN taskq_message m ON m.seq = t.seq "  # noqa: S608
-     "WHERE t.queue = ? AND (t.rank, t.seq) > (?, ?) ORDER BY t.rank, t.seq LIMIT ?", False),
-    (f"SELECT 0, {_COLUMNS} FROM taskq_behind t LEFT JOIN taskq_message m ON m.seq = t.seq "  # noqa: S608
-     "WHERE t.queue = ? AND (0, t.seq) > (?, ?) ORDER BY t.seq LIMIT ?", False),
-    (f"SELECT t.due, {_COLUMNS} FROM taskq_delayed t LEFT JOIN taskq_message m ON m.seq = t.seq "  # noqa: S608
-     "WHERE t.queue = ? AND (t.due, t.seq) > (?, ?) ORDER BY t.due, t.seq LIMIT ?", False),
-)  # fmt: skip
-
-
-def payload_bytes(payload: Any) -> bytes:
-    """Return a payload column as bytes, whatever stands in it: a damaged message is the kernel's to dead-letter."""
-    if isinstance(payload, bytes):
-        return payload
-    if isinstance(payload, str):
-        return payload.encode("utf-8", "surrogateescape")
-    return b"" if payload is None else str(payload).encode()
 
 
 def _schema_of(connection: sqlite3.Connection, path: str) -> str:
@@ -373,7 +312,8 @@ def _schema_of(connection: sqlite3.Connection, path: str) -> str:
             continue
     files = [str(row[2]) or "memory" for row in connection.execute("PRAGMA database_list").fetchall()]
     raise NotSupported(
-        f"send_in needs a connection to the broker's own file {path}, this one has {', '.join(files)} open: name the same "
+        f"send_in needs a connection to the broker's own file {path}, this one has {', '.join(files)} "
+        "open: name the same "
         "file in the broker's URL, or ATTACH it"
     )
 
