@@ -14,6 +14,9 @@ Direction = Literal["up", "down"]
 """From the client to the server, or back."""
 
 
+_POLL_S = 0.02
+
+
 class TcpProxy:
     """Listens on a free port of this machine and passes bytes on, until it is told to misbehave.
 
@@ -44,10 +47,9 @@ class TcpProxy:
             sockets, self._sockets = self._sockets, set()
         for sock in sockets:
             with contextlib.suppress(OSError):
-                # Linger of no time: the other side sees a reset, as after a crash, not an orderly end.
+                # Linger of no time: the other side sees a reset, as after a crash, not an orderly end. It is sent when
+                # the thread that polls the socket next lets go of it.
                 sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-            with contextlib.suppress(OSError):
-                sock.shutdown(socket.SHUT_RDWR)  # wakes the thread that reads it
             sock.close()
 
     def cut_after(self, count: int, direction: Direction = "up") -> None:
@@ -103,7 +105,6 @@ class TcpProxy:
                 return
             try:
                 server = socket.create_connection(self.target, timeout=10.0)
-                server.settimeout(None)
             except OSError:
                 client.close()
                 continue
@@ -115,13 +116,14 @@ class TcpProxy:
                 self.connections += 1
                 self._sockets |= {client, server}
             for sock in (client, server):
+                sock.settimeout(_POLL_S)
                 sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             self._start(self._pump, client, server, "up")
             self._start(self._pump, server, client, "down")
 
     def _pump(self, source: socket.socket, sink: socket.socket, direction: Direction) -> None:
         try:
-            while data := source.recv(1 << 16):
+            while data := self._received(source):
                 with self._changed:
                     self._changed.wait_for(lambda: not self._stalled or self._closed)
                     delay, budget = self._delay, self._budget.get(direction)
@@ -132,7 +134,7 @@ class TcpProxy:
                 if delay:
                     time.sleep(delay)
                 if not swallow and data:
-                    sink.sendall(data)
+                    self._send(sink, data)
                     self.passed[direction] += len(data)
                 if budget is not None and budget <= len(data):
                     with self._changed:
@@ -144,6 +146,23 @@ class TcpProxy:
             for sock in (source, sink):
                 with contextlib.suppress(OSError):
                     sock.shutdown(socket.SHUT_RDWR)
+
+    @staticmethod
+    def _received(source: socket.socket) -> bytes:
+        while True:
+            try:
+                return source.recv(1 << 16)
+            except TimeoutError:
+                continue
+
+    @staticmethod
+    def _send(sink: socket.socket, data: bytes) -> None:
+        view = memoryview(data)
+        while view:
+            try:
+                view = view[sink.send(view) :]
+            except TimeoutError:
+                continue
 
     def close(self) -> None:
         """Stop listening and break every connection. A second call does nothing."""

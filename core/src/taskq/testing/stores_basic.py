@@ -258,7 +258,7 @@ class KeepingTests(StoreBase):
 
     @pytest.mark.parametrize(
         "payload",
-        [b"", bytes(range(256)), "čeština \U0001f680".encode(), b"\r\n'\";\\%s{}", b"x" * 300_000],
+        [b"", bytes(range(256)), "čeština \U0001f680".encode(), b"\r\n'\";\\%s{} \n", b"x" * 300_000],
         ids=["empty", "all-bytes", "utf-8", "specials", "300-kB"],
     )
     def test_payloads_are_kept_unchanged(self, rig: StoreRig, payload: bytes) -> None:

@@ -177,7 +177,7 @@ class BasicTests(TransportBase):
 
     @pytest.mark.parametrize(
         "payload",
-        [b"", bytes(range(256)), "čeština \U0001f680".encode(), b"\x00" * 100, b"\r\n'\";\\%s{}", b"x" * 300_000],
+        [b"", bytes(range(256)), "čeština \U0001f680".encode(), b"\x00" * 100, b"\r\n'\";\\%s{} \n", b"x" * 300_000],
         ids=["empty", "all-bytes", "utf-8", "zeros", "specials", "300-kB"],
     )
     def test_payloads_arrive_unchanged(self, rig: TransportRig, payload: bytes) -> None:

@@ -138,9 +138,10 @@ class LeaseTests(TransportBase):
 class ThreadTests(TransportBase):
     """Waiting, waking, and calls from several threads at once."""
 
-    def _waiting_fetch(self, rig: TransportRig, wait: float = 10.0) -> tuple[Consumer, Callable[[], Fetched]]:
+    def _waiting_fetch(self, rig: TransportRig, of: Consumer | None = None) -> tuple[Consumer, Callable[[], Fetched]]:
         """Return a consumer whose fetch waits on another thread, and a function that returns what it brought."""
-        consumer = rig.consumer()
+        wait = 10.0
+        consumer = of or rig.consumer()
         consumer.fetch(1, 0.0)
         box: list[Fetched] = []
         errors: list[BaseException] = []
@@ -239,9 +240,7 @@ class ThreadTests(TransportBase):
         rig.send("a")
         consumer = rig.consumer()
         held = rig.collect(consumer, 1)
-        thread = threading.Thread(target=consumer.fetch, args=(10, 8.0), daemon=True)
-        thread.start()
-        time.sleep(0.1)
+        _, result = self._waiting_fetch(rig, consumer)
 
         def others() -> None:
             consumer.extend(None if rig.caps.lease_scope is LeaseScope.CONSUMER else [held[0].receipt])
@@ -249,7 +248,7 @@ class ThreadTests(TransportBase):
 
         within(self.patience_s, "settling beside a waiting fetch", others)
         consumer.wake()
-        thread.join(self.patience_s)
+        result()
         consumer.close()
         rig.empty()
 
@@ -264,14 +263,9 @@ class ThreadTests(TransportBase):
         rig.send("a", "b")
         consumer = rig.consumer(credit=1)
         held = rig.collect(consumer, 1)
-        box: list[Fetched] = []
-        thread = threading.Thread(target=lambda: box.append(consumer.fetch(10, 10.0)), daemon=True)
-        thread.start()
-        time.sleep(0.1)
+        _, result = self._waiting_fetch(rig, consumer)
         within(self.patience_s, "settling beside a starved fetch", lambda: rig.ack(consumer, held))
-        thread.join(self.patience_s)
-        assert not thread.is_alive(), "a fetch without credit slept on after a settlement"
-        assert len(box[0].deliveries) == 1
+        assert len(result().deliveries) == 1
 
     def test_many_threads_send(self, rig: TransportRig) -> None:
         """Check that ``send`` may be called by any number of threads at once."""

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import hypothesis
-from hypothesis import HealthCheck, settings
+from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule, run_state_machine_as_test
 
@@ -19,6 +19,11 @@ from taskq.testing.transports_base import TransportBase
 
 _CONSUMERS = 3
 _TIME_BOX_S = 600.0 if SOAK else 4.0
+
+
+_PICK = st.integers(0, 7)
+_MASK = st.integers(1, 2**12 - 1)
+_CREDIT = st.integers(1, 7)
 
 
 class Message:
@@ -49,6 +54,7 @@ class TransportMachine(RuleBasedStateMachine):
         self.held: dict[int, dict[int, Delivery]] = {i: {} for i in range(_CONSUMERS)}
         self.credit: dict[int, int] = {}
         self.settled: list[tuple[int, Any]] = []
+        self.dead: set[Any] = set()
         self.transport = self.rig.open()
         caps = self.transport.capabilities
         self.caps = caps
@@ -61,68 +67,48 @@ class TransportMachine(RuleBasedStateMachine):
 
     # -------------------------------------------------------------------------------------------------- rules
 
-    @initialize(which=st.integers(0, _CONSUMERS - 1))
-    def first_consumer(self, which: int) -> None:
-        self._open(which, 10)
+    @initialize(credit=_CREDIT)
+    def begin(self, credit: int) -> None:
+        self._open(0, credit)
+        self._open(1, 4)
+        self.send(0, [5, 5, 9, 0, 5])
 
-    @rule(which=st.integers(0, 1), n=st.integers(1, 8), priorities=st.lists(st.integers(0, 9), min_size=8, max_size=8))
-    def send(self, which: int, n: int, priorities: list[int]) -> None:
+    @rule(which=st.integers(0, 1), priorities=st.lists(st.integers(0, 9), min_size=1, max_size=12))
+    def send(self, which: int, priorities: list[int]) -> None:
         if self.over:
             return
         batch = []
-        for i in range(n):
-            message = Message(len(self.messages), self.queues[which], priorities[i] if self.caps.priority_strict else 5)
+        for priority in priorities:
+            message = Message(len(self.messages), self.queues[which], priority if self.caps.priority_strict else 5)
             self.messages.append(message)
             payload = str(message.number)
             batch.append(self.rig.outbound(payload, queue=message.queue, priority=message.priority))
         assert not self.transport.send(batch)
 
-    @rule(which=st.integers(0, _CONSUMERS - 1), limit=st.integers(1, 6), ahead=st.integers(0, 4))
-    def fetch(self, which: int, limit: int, ahead: int) -> None:
-        if self.over or which not in self.consumers:
-            return
-        self._fetch(which, limit, 0.01, ahead)
+    @precondition(lambda self: self.consumers)
+    @rule(pick=_PICK, limit=st.integers(1, 6), ahead=st.integers(0, 4))
+    def fetch(self, pick: int, limit: int, ahead: int) -> None:
+        if not self.over:
+            self._fetch(self._picked(pick), limit, 0.02 if self._waiting() else 0.0, ahead)
 
-    def _fetch(self, which: int, limit: int, wait: float, ahead: int = 0) -> int:
-        fetched = self.consumers[which].fetch(limit, wait, ahead=ahead)
-        assert not fetched.lost, f"a receipt was lost although no lease has ended: {fetched.lost}"
-        assert len(fetched.deliveries) <= limit, "more than the limit"
-        ranks: dict[str, list[int]] = {}
-        for delivery in fetched.deliveries:
-            message = self.messages[int(delivery.payload)]
-            assert not message.done, f"message {message.number} was acknowledged, and is delivered again"
-            assert message.holder is None, f"message {message.number} is held by consumer {message.holder}"
-            assert delivery.queue == message.queue
-            if self.caps.delivery_count is DeliveryCount.EXACT:
-                assert delivery.deliveries == message.ended + 1
-            message.holder = which
-            self.held[which][message.number] = delivery
-            ranks.setdefault(message.queue, []).append(message.priority)
-        for order in ranks.values() if self.caps.priority_strict and self.caps.priority_levels == 10 else ():
-            assert order == sorted(order, reverse=True), f"priorities within one fetch: {order}"
-        held = len(self.held[which])
-        assert held <= max(self.credit[which], held - len(fetched.deliveries)), (
-            f"consumer {which} holds {held} with a credit of {self.credit[which]}"
-        )
-        return len(fetched.deliveries)
+    @precondition(lambda self: self.consumers)
+    @rule(pick=_PICK)
+    def fetch_all(self, pick: int) -> None:
+        if not self.over:
+            self._fetch(self._picked(pick), 50, 0.02 if self._waiting() else 0.0)
 
-    @rule(which=st.integers(0, _CONSUMERS - 1), choice=st.randoms(use_true_random=False), part=st.floats(0.2, 1.0))
-    def acknowledge(self, which: int, choice: Any, part: float) -> None:
-        chosen = self._choose(which, choice, part)
+    @precondition(lambda self: any(self.held.values()))
+    @rule(pick=_PICK, mask=_MASK)
+    def acknowledge(self, pick: int, mask: int) -> None:
+        which, chosen = self._choose(pick, mask)
         self._settle(which, [Settlement(d.receipt, ACK) for d in chosen])
         for delivery in chosen:
-            message = self._end(which, delivery)
-            message.done = True
+            self._end(which, delivery).done = True
 
-    @precondition(lambda self: self.can_release)
-    @rule(
-        which=st.integers(0, _CONSUMERS - 1),
-        choice=st.randoms(use_true_random=False),
-        part=st.floats(0.2, 1.0),
-        counted=st.booleans(),
-    )
-    def release(self, which: int, choice: Any, part: float, counted: bool) -> None:
-        chosen = self._choose(which, choice, part)
+    @precondition(lambda self: self.can_release and any(self.held.values()))
+    @rule(pick=_PICK, mask=_MASK, counted=st.booleans())
+    def release(self, pick: int, mask: int, counted: bool) -> None:
+        which, chosen = self._choose(pick, mask)
         self._settle(which, [Settlement(d.receipt, RELEASE, counted=counted) for d in chosen])
         for delivery in chosen:
             message = self._end(which, delivery)
@@ -130,45 +116,50 @@ class TransportMachine(RuleBasedStateMachine):
             message.releases += 1
 
     @precondition(lambda self: self.settled)
-    @rule(kind=st.sampled_from([ACK, RELEASE]), choice=st.randoms(use_true_random=False))
-    def settle_again(self, kind: int, choice: Any) -> None:
-        """Repeat a settlement: it must be reported by somebody and change nothing."""
-        which, receipt = choice.choice(self.settled)
-        if self.over or which not in self.consumers:
+    @rule(kind=st.sampled_from([ACK, RELEASE]), pick=_PICK)
+    def settle_again(self, kind: int, pick: int) -> None:
+        """Repeat a settlement: it may be reported, and changes nothing."""
+        if self.over:
             return
+        which, receipt = self.settled.pop(pick % len(self.settled))
         consumer = self.consumers[which]
         lost = [*consumer.settle([Settlement(receipt, kind)]), *consumer.flush(5.0)]
         assert all(entry.receipt == receipt for entry in lost), f"another receipt was reported: {lost}"
-        self.settled.remove((which, receipt))
+        self.dead.add(receipt)
 
-    @rule(which=st.integers(0, _CONSUMERS - 1), credit=st.integers(1, 12))
-    def change_credit(self, which: int, credit: int) -> None:
-        if which in self.consumers and not self.over:
+    @precondition(lambda self: self.consumers)
+    @rule(pick=_PICK, credit=_CREDIT)
+    def change_credit(self, pick: int, credit: int) -> None:
+        if not self.over:
+            which = self._picked(pick)
             self.credit[which] = credit
             self.consumers[which].credit(credit, 1 << 30)
 
-    @rule(which=st.integers(0, _CONSUMERS - 1), both=st.booleans())
-    def change_subscription(self, which: int, both: bool) -> None:
-        if which in self.consumers and not self.over:
+    @precondition(lambda self: self.consumers)
+    @rule(pick=_PICK, both=st.booleans())
+    def change_subscription(self, pick: int, both: bool) -> None:
+        if not self.over:
             queues = self.queues if both else self.queues[:1]
-            self.consumers[which].subscribe([Subscription(q) for q in queues])
+            self.consumers[self._picked(pick)].subscribe([Subscription(q) for q in queues])
 
-    @rule(which=st.integers(0, _CONSUMERS - 1))
-    def extend(self, which: int) -> None:
-        if which in self.consumers and not self.over:
-            receipts = [d.receipt for d in self.held[which].values()]
-            assert not self.consumers[which].extend(receipts)
+    @precondition(lambda self: any(self.held.values()))
+    @rule(pick=_PICK)
+    def extend(self, pick: int) -> None:
+        if not self.over:
+            which = self._picked(pick)
+            assert not self.consumers[which].extend([d.receipt for d in self.held[which].values()])
 
-    @rule(which=st.integers(0, _CONSUMERS - 1), credit=st.integers(1, 12))
-    def open_consumer(self, which: int, credit: int) -> None:
-        if which not in self.consumers and not self.over:
-            self._open(which, credit)
+    @precondition(lambda self: len(self.consumers) < _CONSUMERS)
+    @rule(credit=_CREDIT)
+    def open_consumer(self, credit: int) -> None:
+        if not self.over:
+            self._open(min(set(range(_CONSUMERS)) - set(self.consumers)), credit)
 
-    @precondition(lambda self: self.can_release)
-    @rule(which=st.integers(0, _CONSUMERS - 1))
-    def close_consumer(self, which: int) -> None:
-        if which in self.consumers and not self.over:
-            self._close(which)
+    @precondition(lambda self: self.can_release and self.consumers)
+    @rule(pick=_PICK)
+    def close_consumer(self, pick: int) -> None:
+        if not self.over:
+            self._close(self._picked(pick))
 
     @precondition(lambda self: self.can_release)
     @rule()
@@ -180,8 +171,42 @@ class TransportMachine(RuleBasedStateMachine):
         for which in list(self.consumers):
             self._returned(which)
         self.transport = self.rig.open()
+        self._open(0, 10)
 
     # ----------------------------------------------------------------------------------------------- workings
+
+    def _picked(self, pick: int) -> int:
+        return sorted(self.consumers)[pick % len(self.consumers)]
+
+    def _waiting(self) -> bool:
+        return any(m.holder is None and not m.done for m in self.messages)
+
+    def _fetch(self, which: int, limit: int, wait: float, ahead: int = 0) -> int:
+        before = len(self.held[which])
+        fetched = self.consumers[which].fetch(limit, wait, ahead=ahead)
+        lost = [entry for entry in fetched.lost if entry.receipt not in self.dead]
+        assert not lost, f"a receipt was lost although no lease has ended: {lost}"
+        assert len(fetched.deliveries) <= limit, "more than the limit"
+        ranks: dict[str, list[int]] = {}
+        for delivery in fetched.deliveries:
+            message = self.messages[int(delivery.payload)]
+            assert not message.done, f"message {message.number} was acknowledged, and is delivered again"
+            assert message.holder is None, f"message {message.number} is held by consumer {message.holder}"
+            assert delivery.queue == message.queue
+            if self.caps.delivery_count is DeliveryCount.EXACT:
+                assert delivery.deliveries == message.ended + 1, (
+                    f"message {message.number} has deliveries {delivery.deliveries}, not {message.ended + 1}"
+                )
+            message.holder = which
+            self.held[which][message.number] = delivery
+            ranks.setdefault(message.queue, []).append(message.priority)
+        if self.caps.priority_strict and self.caps.priority_levels == 10:
+            for order in ranks.values():
+                assert order == sorted(order, reverse=True), f"priorities within one fetch: {order}"
+        held = len(self.held[which])
+        # A credit that was lowered takes nothing back, and allows nothing more.
+        assert held <= max(self.credit[which], before), f"{held} are held with a credit of {self.credit[which]}"
+        return len(fetched.deliveries)
 
     def _open(self, which: int, credit: int) -> None:
         self.credit[which] = credit
@@ -199,12 +224,14 @@ class TransportMachine(RuleBasedStateMachine):
         self.held[which].clear()
         self.settled = [(w, r) for w, r in self.settled if w != which]
 
-    def _choose(self, which: int, choice: Any, part: float) -> list[Delivery]:
-        if self.over or which not in self.consumers or not self.held[which]:
-            return []
+    def _choose(self, pick: int, mask: int) -> tuple[int, list[Delivery]]:
+        """Return a consumer that holds something, and some of what it holds."""
+        if self.over:
+            return 0, []
+        holders = [which for which in sorted(self.consumers) if self.held[which]]
+        which = holders[pick % len(holders)]
         held = list(self.held[which].values())
-        chosen: list[Delivery] = choice.sample(held, max(1, int(len(held) * part)))
-        return chosen
+        return which, [d for i, d in enumerate(held) if mask >> (i % 12) & 1]
 
     def _settle(self, which: int, settlements: Sequence[Settlement]) -> None:
         if settlements:
@@ -273,10 +300,12 @@ class StatefulTests(TransportBase):
         run_state_machine_as_test(
             hypothesis.seed(number)(machine),
             settings=settings(
-                max_examples=3_000 if SOAK else 25,
-                stateful_step_count=60 if SOAK else 30,
+                max_examples=3_000 if SOAK else 40,
+                stateful_step_count=60 if SOAK else 40,
                 deadline=None,
+                phases=[Phase.generate, Phase.shrink] if self.shrink else [Phase.generate],
                 database=None,
+                report_multiple_bugs=False,
                 print_blob=False,
                 suppress_health_check=list(HealthCheck),
             ),
