@@ -119,7 +119,7 @@ def test_keep_leaves_the_queue_and_the_logs_and_says_how_to_look(demo: Demo) -> 
     assert code == 0, output
     (kept,) = demo.left()
     assert (kept / "queue.db").is_file()
-    assert "ready" in (kept / "worker-1.log").read_text()
+    assert "stopped: 3 ended" in (kept / "worker-1.log").read_text()
     assert f"export TASKQ_BROKER=sqlite:///{kept}/queue.db" in output
 
 

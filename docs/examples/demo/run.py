@@ -223,8 +223,9 @@ def look_around(scratch: Path, *, keep: bool) -> None:
     """Show where a person would look next."""
     bin_folder = Path(sys.executable).parent
     taskq = shlex.quote(os.path.relpath(bin_folder / "taskq"))
-    print("\nThe first worker's log:")
-    print("  " + "\n  ".join((scratch / "worker-1.log").read_text().splitlines()[-4:]))
+    texts = [log.read_text() for log in sorted(scratch.glob("worker-*.log"))]
+    print("\nThe end of a worker's log:")  # with few files, one of the workers may have come too late
+    print("  " + "\n  ".join(max(texts, key=len).splitlines()[-4:]))
     for command in ("queues", "dead list"):
         print(f"\n$ taskq {command}", flush=True)
         subprocess.run([sys.executable, "-m", "taskq", *command.split()], cwd=scratch, check=False)
