@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import Phase
+from hypothesis import settings as hypothesis_settings
 
 from taskq.testing import AutoscalerSuite, CompressorSuite, PoolSuite, SchedulerSuite, SerializerSuite
 from taskq.testing.pool_rig import PoolRig
@@ -17,6 +19,9 @@ from taskq.testing.scheduling import SchedulerRig
 
 RIGS: dict[type, Any] = {PoolSuite: PoolRig, SchedulerSuite: SchedulerRig}
 FIXTURES = {SerializerSuite: "serializer", CompressorSuite: "compressor", AutoscalerSuite: "autoscaler"}
+
+
+hypothesis_settings.register_profile("no shrinking", phases=[Phase.generate])
 
 
 class Impatient:
@@ -31,6 +36,15 @@ def run(kit: type, test: str, spec: Any, **settings: Any) -> str:
     suite = type("Suite", (Impatient, kit), {"name": spec.name, **settings})()
     suite.load_spec = lambda: spec
     method = getattr(suite, test)
+    before = hypothesis_settings.get_current_profile_name()
+    hypothesis_settings.load_profile("no shrinking")
+    try:
+        return _each(suite, kit, method)
+    finally:
+        hypothesis_settings.load_profile(before)
+
+
+def _each(suite: Any, kit: type, method: Any) -> str:
     with tempfile.TemporaryDirectory() as folder:
         for number, arguments in enumerate(_parameters(method)):
             own = Path(folder, str(number))

@@ -55,12 +55,12 @@ _RICH: tuple[Any, ...] = (
 )  # fmt: skip
 
 _CODE = (
-    b"cbuiltins\nopen\n(S'{path}'\nS'w'\ntR.",  # pickle
-    b"!!python/object/apply:builtins.open ['{path}', w]",  # YAML
-    b'{"py/reduce": [{"py/function": "builtins.open"}, {"py/tuple": ["{path}", "w"]}]}',  # jsonpickle
-    b'{"__class__": "builtins.open", "__module__": "builtins", "args": ["{path}", "w"]}',
+    b"cos\nmkdir\n(S'{path}'\ntR.",  # pickle
+    b"!!python/object/apply:os.mkdir ['{path}']",  # YAML
+    b'{"py/reduce": [{"py/function": "os.mkdir"}, {"py/tuple": ["{path}"]}]}',  # jsonpickle
+    b'{"__class__": "os.mkdir", "__module__": "os", "args": ["{path}"]}',
 )
-"""Payloads that write a file where a reader builds whatever the bytes name."""
+"""Payloads that make a folder where a reader calls whatever the bytes name."""
 
 
 def same(a: Any, b: Any) -> bool:
@@ -259,9 +259,11 @@ class SerializerSuite(Suite):
         if serializer.trusted:
             pytest.skip("a trusted serializer is one that may run code")
         for payload in _CODE:
-            target = tmp_path / "written"
+            target = tmp_path / "made"
             self._read(serializer, payload.replace(b"{path}", os.fsencode(target)))
-            assert not target.exists(), "reading opened a file that the message named: declare it as trusted"
+            assert not target.exists(), (
+                "reading called a function that the bytes named: such a serializer must declare trusted"
+            )
 
     def _read(self, serializer: Serializer, data: bytes) -> None:
         try:
