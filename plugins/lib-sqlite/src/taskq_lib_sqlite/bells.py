@@ -295,10 +295,8 @@ class Bells:
                 seen = (0, 0)
             if seen != self._board_seen:
                 self._close_board()
-            if self._board_fd < 0 and seen != (0, 0):
-                self._open_board_file(0)
-        if self._board_fd < 0 and create:
-            self._open_board_file(os.O_CREAT)
+        if self._board_fd < 0:
+            self._open_board_file(os.O_CREAT if create else 0)
         return self._board_fd
 
     def _open_board_file(self, flags: int) -> None:

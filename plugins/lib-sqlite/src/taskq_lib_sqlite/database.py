@@ -18,14 +18,16 @@ import random
 import sqlite3
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from types import TracebackType
-from typing import Any
+from typing import Any, TypeVar
 
 from taskq_lib_sqlite import schema
 from taskq_lib_sqlite.bells import Bells
 from taskq_lib_sqlite.location import CONVENTIONS, make_default_directory
 from taskq_lib_sqlite.trouble import Kind, Trouble, explain
+
+R = TypeVar("R")
 
 log = logging.getLogger("taskq.sqlite")
 
@@ -69,25 +71,29 @@ class Transaction:
             raise Trouble(Kind.BUSY, f"{database.path} stayed locked by another thread for {self._patience:g} s")
         try:
             connection = database.writer or database.connect()
-            if database.level != self._level:
-                connection.execute("PRAGMA synchronous=" + self._level)
-                database.level = self._level
-            if database.max_size != self._max_size:
-                pages = self._max_size // database.page_size if self._max_size else 0xFFFFFFFE
-                connection.execute(f"PRAGMA max_page_count={pages}").close()
-                database.max_size = self._max_size
             try:
-                connection.execute("BEGIN IMMEDIATE")
+                self._begin(connection)
             except sqlite3.OperationalError as exc:
                 if not _is_busy(exc):
                     raise
-                retry_busy(connection, "BEGIN IMMEDIATE", self._patience)
+                retry_busy(lambda: self._begin(connection), self._patience)
         except BaseException as exc:
             database.lock.release()
             if isinstance(exc, sqlite3.Error):
                 raise explain(exc, database.path) from exc
             raise
         return connection
+
+    def _begin(self, connection: sqlite3.Connection) -> None:
+        database = self._database
+        if database.level != self._level:
+            connection.execute("PRAGMA synchronous=" + self._level)
+            database.level = self._level
+        if database.max_size != self._max_size:
+            pages = self._max_size // database.page_size if self._max_size else 0xFFFFFFFE
+            connection.execute(f"PRAGMA max_page_count={pages}").close()
+            database.max_size = self._max_size
+        connection.execute("BEGIN IMMEDIATE")
 
     def __exit__(
         self, kind: type[BaseException] | None, exc: BaseException | None, trace: TracebackType | None
@@ -114,8 +120,8 @@ class Transaction:
             raise explain(exc, database.path) from exc
 
 
-def retry_busy(connection: sqlite3.Connection, statement: str, patience: float) -> Any:
-    """Run a statement again until no other process locks the file; return its first row.
+def retry_busy(call: Callable[[], R], patience: float) -> R:
+    """Call again until no other process locks the file; return what the call returns.
 
     SQLite's own busy handler sleeps up to 100 ms at a time, which under load lets a busy process starve the others.
     """
@@ -123,7 +129,7 @@ def retry_busy(connection: sqlite3.Connection, statement: str, patience: float) 
     pause = 0.0002
     while True:
         try:
-            return connection.execute(statement).fetchone()
+            return call()
         except sqlite3.OperationalError as exc:
             if not _is_busy(exc) or time.monotonic() >= deadline:
                 raise
@@ -203,7 +209,8 @@ class Database:
         try:
             connection = self._open()
             try:
-                mode = retry_busy(connection, "PRAGMA journal_mode=WAL", BUSY_TIMEOUT_S)[0]
+                switch = "PRAGMA journal_mode=WAL"
+                mode = retry_busy(lambda: connection.execute(switch).fetchone()[0], BUSY_TIMEOUT_S)
                 if mode != "wal":
                     raise Trouble(
                         Kind.UNREACHABLE,
@@ -211,11 +218,13 @@ class Database:
                         f"{mode!r} mode): it needs "
                         "a local file system with shared memory; put the file on a local disk",
                     )
-                retry_busy(connection, "BEGIN IMMEDIATE", BUSY_TIMEOUT_S)
+                retry_busy(lambda: connection.execute("BEGIN IMMEDIATE"), BUSY_TIMEOUT_S)
                 if schema.check_version(schema.found_version(connection), self.path):
                     schema.migrate(connection, self.path)
                 self.file_id = schema.file_id(connection)
                 connection.execute("COMMIT")
+                # From here on we wait for others in our own way.
+                connection.execute("PRAGMA busy_timeout=0").close()
             except BaseException:
                 connection.close()
                 raise
@@ -236,14 +245,14 @@ class Database:
             with self.lock:
                 if self.writer is None:
                     self.connect()
-        connection = self._open(timeout=BUSY_TIMEOUT_S)
+        connection = self._open()
         connection.execute("PRAGMA query_only=ON")
         self._reader = connection
         return connection
 
-    def _open(self, timeout: float = 0.0) -> sqlite3.Connection:
+    def _open(self) -> sqlite3.Connection:
         connection = sqlite3.connect(
-            self.path, timeout=timeout, isolation_level=None, cached_statements=256, check_same_thread=False
+            self.path, timeout=BUSY_TIMEOUT_S, isolation_level=None, cached_statements=256, check_same_thread=False
         )
         connection.text_factory = _text
         for pragma in _PRAGMAS:
