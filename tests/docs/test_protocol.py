@@ -101,7 +101,7 @@ def test_the_bytes_of_the_page_can_be_read() -> None:
 
 
 def test_what_a_newer_release_adds_is_kept_and_further_elements_are_ignored() -> None:
-    header, body = envelope.decode(on_the_page()["everything"])
+    header, _ = envelope.decode(on_the_page()["everything"])
     again, _ = envelope.decode(envelope.with_changes(header, b"", changes={"p": None}, attempt=3))
     assert again.get("x-new") == "kept"
     fields: list[Any] = [TASK_ID, "hello.add", "json", 0, SENT, "", {}, "an eighth element"]

@@ -78,7 +78,7 @@ def test_what_exists_is_what_the_tree_holds() -> None:
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_the_install_from_a_clone_asks_no_index_and_says_hello(tmp_path: Path) -> None:
-    """The section "Install" in an environment of its own. `make dist` fetches third-party wheels: it needs a network."""
+    """The section "Install" in an environment of its own. `make dist` fetches third-party wheels, from an index."""
     (build, *installs) = section("Install", "sh")
     assert build == "make dist\n"
     made = subprocess.run(
