@@ -189,7 +189,13 @@ def test_a_damaged_file(path: str) -> None:
 def test_text_that_is_no_utf8_can_be_read(database: Database) -> None:
     with database.transaction(durable=False) as connection:
         connection.execute("INSERT INTO taskq_queue (name) VALUES (CAST(x'ff41' AS TEXT))")
-    assert names(database) == ["\udcffA"]
+    assert names(database) == ["\ufffdA"]
+
+
+def test_text_that_cannot_be_utf8_is_refused(database: Database) -> None:
+    with pytest.raises(Trouble, match="cannot be stored") as caught:
+        put(database, "\ud800")
+    assert not caught.value.typed(store=False).retryable
 
 
 def test_the_file_was_replaced(database: Database, path: str) -> None:

@@ -118,6 +118,8 @@ class Transaction:
             database.lock.release()
         if isinstance(exc, sqlite3.Error):
             raise explain(exc, database.path) from exc
+        if isinstance(exc, UnicodeEncodeError):
+            raise Trouble(Kind.REFUSED, f"{exc.object!r} cannot be stored in {database.path}: {exc}") from exc
 
 
 def retry_busy(call: Callable[[], R], patience: float) -> R:
@@ -324,7 +326,7 @@ class Database:
 
 
 def _text(data: bytes) -> str:
-    return data.decode("utf-8", "surrogateescape")  # damaged text must not stop what reads the row
+    return data.decode("utf-8", "replace")  # damaged text must not stop what reads the row
 
 
 def _identity(path: str) -> tuple[int, int] | None:

@@ -38,6 +38,7 @@ class Kind(Enum):
     DAMAGED = auto()
     SCHEMA = auto()
     CLOSED = auto()
+    REFUSED = auto()
     OTHER = auto()
 
 
@@ -48,6 +49,7 @@ _TYPES: dict[Kind, tuple[type[TransportError], type[StoreError], bool]] = {
     Kind.FULL: (StorageFull, StoreUnavailable, True),
     Kind.DAMAGED: (TransportError, StoreError, False),
     Kind.SCHEMA: (SchemaMismatch, StoreSchemaMismatch, False),
+    Kind.REFUSED: (TransportError, StoreError, False),
     Kind.CLOSED: (TransportClosed, StoreError, False),
     Kind.OTHER: (TransportError, StoreUnavailable, True),
 }
