@@ -534,6 +534,16 @@ class LosesWhatWasFinished(Solo):
             raise
 
 
+class HidesWhatIsFinished(Solo):
+    caught_by = ("test_inline_shows_what_is_finished_while_a_job_runs",)
+
+    def run(self, jobs: deque[Job], slice_s: float) -> list[Finished]:
+        finished: list[Finished] = []
+        while jobs:
+            finished += super().run(jobs, 0.0)
+        return finished
+
+
 class SwallowsTheInterruption(Solo):
     caught_by = ("test_inline_keeps_what_was_finished_before_an_interruption",)
 

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
-from taskq.testing import AutoscalerSuite
+from taskq.testing import AutoscalerSuite, PackagingSuite
 
 
 class TestConformance(AutoscalerSuite):
+    name = "simple"
+
+
+class TestPackaging(PackagingSuite):
+    kind = "autoscaler"
     name = "simple"

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
-from taskq.testing import PoolSuite
+from taskq.testing import PackagingSuite, PoolSuite
 
 
 class TestConformance(PoolSuite):
+    name = "solo"
+
+
+class TestPackaging(PackagingSuite):
+    kind = "pool"
     name = "solo"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from taskq.testing import SchedulerSuite
+from taskq.testing import PackagingSuite, SchedulerSuite
 
 
 class TestInMemory(SchedulerSuite):
@@ -15,3 +15,8 @@ class TestOnAFile(SchedulerSuite):
 
     def fresh_options(self, folder):
         return {"path": str(folder / "schedules.json")}
+
+
+class TestPackaging(PackagingSuite):
+    kind = "scheduler"
+    name = "simple"

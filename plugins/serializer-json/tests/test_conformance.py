@@ -7,7 +7,7 @@ import decimal
 import math
 import uuid
 
-from taskq.testing import SerializerSuite
+from taskq.testing import PackagingSuite, SerializerSuite
 
 
 class TestConformance(SerializerSuite):
@@ -19,3 +19,8 @@ class TestConformance(SerializerSuite):
         dt.timedelta(microseconds=-1), uuid.UUID(int=1), decimal.Decimal("1.10"), {"$taskq": "date"},
     )  # fmt: skip
     comes_back_as = (((1, (2,)), [1, [2]]), ((), []))
+
+
+class TestPackaging(PackagingSuite):
+    kind = "serializer"
+    name = "json"

@@ -384,6 +384,28 @@ class PoolSuite(RunningTests):
         assert len(bench.inline.run(queue, 60.0)) == 2
         assert bench.inline.finished == []
 
+    def test_inline_shows_what_is_finished_while_a_job_runs(self, rig: PoolRig) -> None:
+        """Check that ``finished`` is the list that ``run`` goes on to fill and returns: the keeper takes from it what
+        must not wait for the end of a long job.
+        """
+        bench = _inline(rig).start()
+        early, slow = bench.jobs(3), bench.job("wait", "gate")
+        taken: list[int] = []
+
+        def take() -> None:
+            bench.until_running(slow)
+            found = bench.inline.finished
+            taken.extend(finished.key for finished in found[:2])
+            del found[:2]
+            bench.open("gate")
+
+        keeper = threading.Thread(target=take, name="kit: keeper", daemon=True)
+        keeper.start()
+        rest = within(self.patience_s * 2, "run", lambda: bench.inline.run(deque([*early, slow]), 60.0))
+        keeper.join(self.patience_s)
+        assert taken == [job.key for job in early[:2]]
+        assert [finished.key for finished in rest] == [early[2].key, slow.key]
+
     def test_inline_is_busy_while_it_runs(self, rig: PoolRig) -> None:
         """Check that ``free`` is 0 while a job runs and 1 afterwards, also after an interruption."""
         bench = _inline(rig).start()

@@ -32,7 +32,9 @@ class SoloPool:
         self._running = False
         self._stopped = False
         self.finished: list[Finished] = []
-        """What the last ``run`` had finished when an exception left it; empty after a ``run`` that returned."""
+        """While ``run`` goes on, what it has finished: the very list that it returns, so that another thread may take
+        from its left. When an exception left ``run``, what it had finished; empty after a ``run`` that returned.
+        """
 
     def start(self, runtime: Runtime, sink: PoolSink) -> None:
         """Take the runtime; there is nothing to start."""
@@ -89,7 +91,7 @@ class SoloPool:
         return finished
 
     def _broken_runtime(self, job: Job, error: Exception) -> None:
-        assert self._sink is not None  # noqa: S101  start() sets both
+        assert self._sink is not None  # start() sets both
         reason = f"the runtime raised {type(error).__name__}: {error}, which it never may"
         self._sink.crashed([job.key], [], reason)
 
