@@ -97,6 +97,16 @@ def closure(requirements: Iterable[str]) -> list[importlib.metadata.Distribution
     return list(found.values())
 
 
+def link(requirements: Iterable[str], folder: Path) -> None:
+    """Put the packages that satisfy requirements into a folder of packages, as links to this environment's."""
+    for distribution in closure(requirements):
+        source = Path(str(distribution.locate_file("")))
+        for top in {file.parts[0] for file in distribution.files or ()} - {"..", "__pycache__"}:
+            target = folder / top
+            if not target.exists():
+                target.symlink_to(source / top)
+
+
 class Environment:
     """A virtual environment with the given third-party requirements, without pip and without anything of ours.
 
@@ -109,15 +119,7 @@ class Environment:
         self.packages = Path(sysconfig.get_path("purelib", "venv", {"base": str(folder)}))
         if not self.python.exists():
             run(sys.executable, "-m", "venv", "--without-pip", folder)
-        for distribution in closure(requirements):
-            self._link(distribution)
-
-    def _link(self, distribution: importlib.metadata.Distribution) -> None:
-        source = Path(str(distribution.locate_file("")))
-        for top in {file.parts[0] for file in distribution.files or ()} - {"..", "__pycache__"}:
-            target = self.packages / top
-            if not target.exists():
-                target.symlink_to(source / top)
+        link(requirements, self.packages)
 
     def pip(self, *arguments: str | Path, ok: int | None = 0) -> str:
         """Run pip on this environment; it knows no index."""
