@@ -10,7 +10,8 @@ import pytest
 from taskq import TaskQ, current_request, envelope
 from taskq.envelope import PARKED
 from taskq.errors import StoreUnavailable, TaskDead
-from taskq.message import RELEASE, Settlement
+from taskq.message import RELEASE, Job, Outcome, Settlement
+from taskq.runtime import TaskRuntime
 
 
 @pytest.fixture
@@ -64,6 +65,31 @@ def _crash_in_workers(rig: Any, app: TaskQ, times: int) -> None:
         assert worker.admission.clear(job)
         assert not worker.consumer.settle([Settlement(job.delivery.receipt, RELEASE, 0.0, True)])
         worker.consumer.close()
+
+
+def test_a_process_that_dies_under_a_task_counts_as_a_start(
+    rig: Any, backend: str, pool: str, runs: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A pool reports a crash; here the runtime's own, as no process dies in a test of threads."""
+    app = rig.app(backend, max_deliveries=2)
+    count = counting(app, runs)
+    app.task(name="deadly")(lambda: None)
+    execute = TaskRuntime.execute
+
+    def dies(self: TaskRuntime, job: Job) -> Outcome:
+        if job.task == "deadly":
+            raise MemoryError("as if killed")
+        return execute(self, job)
+
+    monkeypatch.setattr(TaskRuntime, "execute", dies)
+    with rig.work(app, pool):
+        result = app.tasks["deadly"].delay()
+        with pytest.raises(TaskDead):
+            result.get(timeout=10)
+        assert count.delay().get(timeout=10) == 1
+        rig.wait_empty(app)
+    ((info, _),) = rig.dead(app)
+    assert (info.task, info.state) == ("deadly", "DEAD")
 
 
 def test_below_the_limit_it_runs_again(rig: Any, any_backend: str, pool: str, runs: list[Any]) -> None:

@@ -125,13 +125,13 @@ class Admission:
             self._settler.forward(job, (again,))
             return
         reason = f"unknown task {job.task!r}: no worker that knows it took it within {self._park_for:g} s"
-        self._settler.end(job, Outcome(DEAD, STATE_DEAD, self._error(header, UnknownTask(reason)), (), reason))
+        self._settler.end(job, Outcome(DEAD, STATE_DEAD, self.error_record(header, UnknownTask(reason)), (), reason))
 
     def _ended_early(self, job: Job, header: Header, extra: dict[str, Any], now: float) -> bool:
         expires = extra.get(EXPIRES)
         if expires is not None and expires <= now:
             reason = f"expired {now - expires:.1f} s before a worker took it"
-            self._settler.end(job, Outcome(DONE, EXPIRED, self._error(header, TaskExpired(reason)), (), reason))
+            self._settler.end(job, Outcome(DONE, EXPIRED, self.error_record(header, TaskExpired(reason)), (), reason))
             return True
         not_before = extra.get(NOT_BEFORE)
         if not_before is not None and not_before - now > _EARLY:
@@ -143,7 +143,8 @@ class Admission:
             return True
         return False
 
-    def _error(self, header: Header, error: Exception) -> bytes | None:
+    def error_record(self, header: Header, error: Exception) -> bytes | None:
+        """Return the result record's payload for a message that is not run, None where nobody expects one."""
         if header.reply is None:
             return None
         codec = self._app.codec
@@ -206,7 +207,7 @@ class Admission:
             f"it was started {starts} times without an outcome (max_deliveries is {self._max_deliveries}): "
             "it probably kills its worker"
         )
-        outcome = Outcome(DEAD, STATE_DEAD, self._error(header, TaskDead(reason)), (), reason)
+        outcome = Outcome(DEAD, STATE_DEAD, self.error_record(header, TaskDead(reason)), (), reason)
         self._settler.end(job, outcome)
         return False
 

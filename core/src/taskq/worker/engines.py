@@ -15,7 +15,7 @@ from collections import deque
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from taskq.errors import StoreError, TaskInterrupted, TransportError
+from taskq.errors import StoreError, TaskDead, TaskInterrupted, TransportError
 from taskq.failure import ResultPayload, encode_payload
 from taskq.message import ACK, DEAD, Delivery, Job, Lost, Outcome, Record, Settlement
 from taskq.spi.capabilities import HandBack
@@ -36,6 +36,8 @@ _SLICE = 0.02
 _GATHER = 0.002
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.1, 5.0
 _AHEAD_FROM = 64
+_ORPHANS = 1000
+"""Most runs whose lease was lost that are remembered, should their message come back."""
 
 
 class Engine:
@@ -58,7 +60,7 @@ class Engine:
         self._pause = _FIRST_PAUSE
         self._full = False
         self._single = False
-        self.consumer.credit(cap * 2 + slots, settings.prefetch_bytes)
+        self.consumer.credit(settings.prefetch or cap * 2 + slots, settings.prefetch_bytes)
 
     def fetch(self, limit: int, wait: float) -> Sequence[Delivery]:
         """Fetch with reconnection: a failure is logged once and tried again with growing pauses."""
@@ -120,7 +122,10 @@ class Engine:
             if self.held.pop(job.key, None) is None:
                 continue
             if not self.drop_unstarted(job) and job.header is not None:
-                self.admission.orphans[run_key(job.header)] = job
+                orphans = self.admission.orphans
+                orphans[run_key(job.header)] = job
+                if len(orphans) > _ORPHANS:
+                    orphans.pop(next(iter(orphans)))  # most likely ended by another worker long ago
         if gone:
             logger.warning(
                 "%d message(s) lost their lease (%s); the broker gives them out again", len(gone), losses[0].reason
@@ -153,7 +158,7 @@ class Engine:
     def _keep_orphan(self, finished: Finished) -> None:
         kept = self.worker.finished_orphans
         kept[finished.key] = finished
-        while len(kept) > 1000:
+        while len(kept) > _ORPHANS:
             kept.pop(next(iter(kept)))
 
     def drop_unstarted(self, job: Job) -> bool:
@@ -201,6 +206,7 @@ class InlineEngine(Engine):
         self.jobs: deque[Job] = deque()
         self.running = False
         """Whether a task may be running right now on this thread, so that a signal may interrupt it."""
+        self._collecting = threading.Lock()
 
     def run(self) -> None:
         """Work until the worker is told to stop."""
@@ -227,15 +233,21 @@ class InlineEngine(Engine):
         except TaskInterrupted:
             # settle what had finished; the job that was left goes back when the worker stops
             self.running = False
-            finished, self.pool.finished = self.pool.finished, []
-            self.collect(finished)
-            return
+            batch, self.pool.finished = self.pool.finished, []
         if batch:
-            self.collect(batch)
+            with self._collecting:
+                self.collect(batch)
             self.worker.progress += len(batch)
 
     def settle_soon(self) -> None:
         # this engine's thread is in a task; were a server down, it would be waiting for that itself
+        with self._collecting:
+            # what ended before that task began, in the same slice, must not wait for its end
+            done = self.pool.finished
+            early = done[:]
+            del done[: len(early)]
+            if early:
+                self.collect(early)
         if not self.settler.blocked:
             self.settler.pump()
 
@@ -321,7 +333,8 @@ class PoolEngine(Engine):
                 self.settler.release([job], counted=True)
             else:
                 text = f"its process died: {reason} (delivery {job.deliveries})"
-                self.settler.end(job, Outcome(DEAD, STATE_DEAD, None, (), text))
+                record = self.admission.error_record(job.header, TaskDead(text))
+                self.settler.end(job, Outcome(DEAD, STATE_DEAD, record, (), text))
         self._done.put(())
 
     # ------------------------------------------------------------------------------------------------ taking

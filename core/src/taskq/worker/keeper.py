@@ -122,8 +122,9 @@ class Keeper:
         waiting = self._engine.unstarted()
         if waiting:
             logger.debug("%d waiting message(s) handed back behind a slow task", len(waiting))
+            self._engine.take.stalled = True
             self._engine.give_back(waiting)
-            self._engine.settle_soon()
+        self._engine.settle_soon()
 
     # ----------------------------------------------------------------------------------------------- maintenance
 

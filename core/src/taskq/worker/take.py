@@ -21,7 +21,7 @@ _FORGET_AFTER = 20
 class TakeEstimator:
     """Says how many messages to hold; fed with every finished batch."""
 
-    __slots__ = ("_batch", "_cap", "_estimates", "_grown", "_slots", "_window", "worst")
+    __slots__ = ("_batch", "_cap", "_estimates", "_grown", "_slots", "_window", "stalled", "worst")
 
     def __init__(self, slots: int, cap: int) -> None:
         self._slots = slots
@@ -31,6 +31,8 @@ class TakeEstimator:
         self._batch = 0
         self._estimates: dict[str, tuple[float, int]] = {}
         self.worst: float | None = None
+        self.stalled = False
+        """Set when work had to be handed back behind a slow task: nothing is taken ahead until something has finished."""
 
     def resize(self, slots: int) -> None:
         """Take a new number of slots into account."""
@@ -42,6 +44,7 @@ class TakeEstimator:
 
     def saw(self, tasks: Sequence[str], batch: Sequence[Finished]) -> None:
         """Learn from a finished batch; ``tasks`` are the names of its jobs, in the same order."""
+        self.stalled = False
         self._batch += 1
         estimates, number = self._estimates, self._batch
         name, total, count = tasks[0], 0.0, 0
@@ -66,7 +69,7 @@ class TakeEstimator:
     def target(self) -> int:
         """Return how many messages to hold at most, those running included."""
         worst = self.worst
-        if worst is None:
+        if worst is None or self.stalled:
             return self._slots
         ahead = int(self._slots * self._window / worst) if worst > 0 else self._cap
         # Grow by doubling: one fast batch says little about the next.

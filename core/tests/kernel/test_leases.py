@@ -1,0 +1,215 @@
+"""Leases: kept while a task runs, adopted when they were lost meanwhile, and never hoarded behind a slow task."""
+
+from __future__ import annotations
+
+import threading
+from typing import Any
+
+import pytest
+
+from taskq import TaskQ, current_request
+from taskq.envelope import Header
+from taskq.message import DONE, Delivery, Job, Lost, Outcome
+from taskq.spi import Finished, HandBack
+
+
+@pytest.fixture
+def runs() -> list[Any]:
+    return []
+
+
+class Gate:
+    """A task's stop: it says that it has begun and waits until it may go on."""
+
+    def __init__(self) -> None:
+        self.began, self.go_on = threading.Event(), threading.Event()
+
+    def __call__(self) -> None:
+        self.began.set()
+        assert self.go_on.wait(20)
+
+
+@pytest.fixture
+def gate() -> Any:
+    made = Gate()
+    yield made
+    made.go_on.set()
+
+
+def gated(app: TaskQ, gate: Gate, runs: list[Any]) -> Any:
+    @app.task(name="gated")
+    def task(i: int = 0) -> int:
+        runs.append(i)
+        if i == 0 and not gate.began.is_set():
+            gate()
+        return i
+
+    return task
+
+
+def lose(app: TaskQ, worker: Any) -> None:
+    """Let the worker's lease end, as a stopped process or a cut network does."""
+    server = app.transport.server  # type: ignore[attr-defined]
+    with server.lock:
+        worker.consumer.deadline = 0.0
+        server.queues.reap(server.clock.monotonic())
+
+
+def test_a_task_that_outlasts_many_leases_runs_once(rig: Any, backend: str, pool: str, runs: list[Any], gate: Gate) -> None:
+    app = rig.app(backend, lease=0.5 if backend == "sqlite" else 0.2)
+    task = gated(app, gate, runs)
+    result = task.delay()
+    other = rig.twin(app, lease=app.settings.lease)
+    gated(other, gate, runs)
+    with rig.work(app, pool), rig.work(other, pool):
+        assert gate.began.wait(10)
+        threading.Event().wait(3.2 * app.settings.lease)
+        assert rig.counts(app) == (0, 1, 0)
+        gate.go_on.set()
+        assert result.get(timeout=10) == 0
+    assert runs == [0]
+
+
+@pytest.mark.parametrize("backend", ["memory", "split"])
+def test_a_message_that_comes_back_to_its_running_task_is_adopted(
+    rig: Any, backend: str, pool: str, runs: list[Any], gate: Gate
+) -> None:
+    app = rig.app(backend, lease=0.5)
+    task = gated(app, gate, runs)
+    result = task.delay()
+    with rig.work(app, pool) as worker:
+        assert gate.began.wait(10)
+        lose(app, worker)
+        if pool == "solo":  # its thread is in the task: it fetches when that has ended
+            rig.eventually(lambda: worker.admission.orphans)
+        else:
+            rig.eventually(lambda: rig.counts(app) == (0, 1, 0))
+            rig.eventually(lambda: not worker.admission.orphans)
+        gate.go_on.set()
+        assert result.get(timeout=10) == 0
+        rig.wait_empty(app)
+    assert runs == [0]
+
+
+def test_what_came_back_is_run_when_it_was_not_ours(rig: Any, pool: str, runs: list[Any]) -> None:
+    app = rig.app()
+
+    @app.task
+    def work() -> int:
+        return current_request().deliveries
+
+    result = work.delay()
+    consumer, _ = rig.fetch(app)
+    consumer.deadline = 0.0
+    with rig.work(app, pool):
+        assert result.get(timeout=10) == 2
+
+
+def test_unstarted_copies_of_lost_messages_are_dropped(rig: Any, pool: str, runs: list[Any], gate: Gate) -> None:
+    app = rig.app(lease=0.5)
+    task = gated(app, gate, runs)
+    app.send_many([task.s(i) for i in range(1, 200)])  # quick ones, so that several are taken at once
+    with rig.work(app, pool, concurrency=1) as worker:
+        rig.eventually(lambda: len(runs) == 199)
+        rig.wait_empty(app)
+        worker.engine.unstarted = list  # the keeper may not hand them back first
+        results = app.send_many([task.s(i) for i in (0, 201, 202, 203, 204)])
+        assert gate.began.wait(10)
+        rig.eventually(lambda: len(worker.held) >= 2)
+        lose(app, worker)
+        if pool == "solo":  # threads take back at once what they lost
+            rig.eventually(lambda: not worker.held)
+        del worker.engine.unstarted
+        other = rig.twin(app)
+        gated(other, gate, runs)
+        with rig.work(other, pool, concurrency=1):
+            assert [r.get(timeout=10) for r in results[1:]] == [201, 202, 203, 204]
+            gate.go_on.set()
+            assert results[0].get(timeout=10) == 0
+            rig.wait_empty(app)
+    assert sorted(i for i in runs if i > 200) == [201, 202, 203, 204]
+
+
+def test_what_waits_behind_a_slow_task_is_handed_back(rig: Any, backend: str, pool: str, runs: list[Any], gate: Gate) -> None:
+    """Messages were taken ahead while tasks were quick; one turns out slow: another worker must get the rest."""
+    app = rig.app(backend)
+    task = gated(app, gate, runs)
+    app.send_many([task.s(i) for i in [*range(1, 300), 0, *range(300, 320)]])
+    with rig.work(app, pool, concurrency=1):
+        assert gate.began.wait(20)
+        rig.eventually(lambda: rig.counts(app)[1] == 1)
+        left = rig.counts(app)[0]
+        other = rig.twin(app)
+        gated(other, gate, runs)
+        with rig.work(other, pool, concurrency=1):
+            rig.eventually(lambda: rig.counts(app)[0] == 0)
+            rig.eventually(lambda: len(runs) == 320)
+        gate.go_on.set()
+        rig.wait_empty(app)
+    assert left <= 20
+    assert sorted(runs) == list(range(320))  # each once, and in order
+    assert runs == [*range(1, 300), 0, *range(300, 320)]
+
+
+def test_nothing_is_taken_ahead_where_it_cannot_be_handed_back(
+    rig: Any, runs: list[Any], gate: Gate, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import msgspec
+
+    app = rig.app()
+    costly = msgspec.structs.replace(app.transport.capabilities, hand_back=HandBack.COSTLY)
+    monkeypatch.setattr(type(app.transport), "capabilities", property(lambda self: costly))
+    task = gated(app, gate, runs)
+    app.send_many([task.s(i) for i in [*range(1, 50), 0, *range(50, 60)]])
+    with rig.work(app, "threads", concurrency=2):
+        most = 0
+
+        def watch() -> bool:
+            nonlocal most
+            most = max(most, rig.counts(app)[1])
+            return gate.began.is_set() and len(runs) == 60
+
+        rig.eventually(watch)
+        gate.go_on.set()
+        rig.wait_empty(app)
+    assert most <= 2
+
+
+def test_prefetch_is_the_most_that_is_held(rig: Any, pool: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    app = rig.app()
+    app.task(name="noop")(lambda: None)
+    with rig.work(app, pool, prefetch=3) as worker:
+        assert worker.consumer._credit <= 3
+
+
+def test_what_ended_before_a_slow_task_does_not_wait_for_it(rig: Any, backend: str, runs: list[Any], gate: Gate) -> None:
+    """The solo pool runs a slice of jobs before it reports; a slow one among them must not hold the others' results."""
+    app = rig.app(backend)
+    task = gated(app, gate, runs)
+    warm_up = app.send_many([task.s(i) for i in range(1, 300)])
+    results = app.send_many([task.s(i) for i in (300, 301, 302, 0)])
+    with rig.work(app):
+        assert gate.began.wait(20)
+        assert [r.get(timeout=10) for r in results[:3]] == [300, 301, 302]
+        assert [r.get(timeout=10) for r in warm_up] == list(range(1, 300))
+        assert not results[3].ready()
+        gate.go_on.set()
+        assert results[3].get(timeout=10) == 0
+        rig.wait_empty(app)
+    assert len(runs) == 303
+
+
+def test_runs_whose_message_never_comes_back_are_forgotten(
+    rig: Any, pool: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("taskq.worker.engines._ORPHANS", 2)
+    app = rig.app()
+    app.task(name="noop")(lambda i: i)
+    with rig.work(app, pool) as worker:
+        jobs = [Job(-i, b"", "noop", "default", 1, 0, Header(f"x{i}", "noop"), Delivery(b"", f"r{i}", "default")) for i in range(1, 6)]
+        worker.held.update({job.key: job for job in jobs})
+        worker.engine.lost([Lost(f"r{i}") for i in range(1, 6)])
+        assert not worker.held
+        worker.engine.collect([Finished(job.key, Outcome(DONE, "SUCCESS"), 0.0) for job in jobs])
+        assert len(worker.admission.orphans) == 2
+        assert len(worker.finished_orphans) == 2
