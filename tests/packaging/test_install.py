@@ -251,7 +251,7 @@ def could_fetch_ours(command: str) -> bool:
         words = shlex.split(command)
     except ValueError:  # the end of a Python string, or a quotation
         words = command.replace('"', " ").replace("'", " ").split()
-    if "--no-index" in words:
+    if "--no-index" in command:
         return False
     targets, skip = [], False
     for word in words:
