@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from pathlib import Path
-
 import pytest
 
 from taskq.testing import CoordinationSuite, StoreSuite
@@ -15,8 +12,8 @@ class OnPostgreSQL:
     fault_options = {"connect_timeout": 1.0, "command_timeout": 2.0, "lock_timeout": 1.0}  # noqa: RUF012
 
     @pytest.fixture
-    def url(self, database_url: Callable[[str], str]) -> str:
-        return database_url("postgresql")
+    def url(self, postgresql: str) -> str:
+        return postgresql
 
 
 class OnMariaDB:
@@ -24,8 +21,8 @@ class OnMariaDB:
     fault_options = OnPostgreSQL.fault_options
 
     @pytest.fixture
-    def url(self, database_url: Callable[[str], str]) -> str:
-        return database_url("mariadb")
+    def url(self, mariadb: str) -> str:
+        return mariadb
 
 
 class OnSQLite:
@@ -33,8 +30,8 @@ class OnSQLite:
     fault_options = OnPostgreSQL.fault_options
 
     @pytest.fixture
-    def url(self, tmp_path: Path) -> str:
-        return f"sqlite+sqlalchemy:///{tmp_path}/results.db"
+    def url(self, sqlite: str) -> str:
+        return sqlite
 
 
 class TestPostgreSQL(OnPostgreSQL, StoreSuite):

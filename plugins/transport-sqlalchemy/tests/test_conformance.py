@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -37,21 +36,21 @@ class TestPostgreSQL(SqlSuite):
     scheme = "postgresql"
 
     @pytest.fixture
-    def url(self, database_url: Callable[[str], str]) -> str:
-        return database_url("postgresql")
+    def url(self, postgresql: str) -> str:
+        return postgresql
 
 
 class TestMariaDB(SqlSuite):
     scheme = "mysql"
 
     @pytest.fixture
-    def url(self, database_url: Callable[[str], str]) -> str:
-        return database_url("mariadb")
+    def url(self, mariadb: str) -> str:
+        return mariadb
 
 
 class TestSQLite(SqlSuite):
     scheme = "sqlite+sqlalchemy"
 
     @pytest.fixture
-    def url(self, tmp_path: Path) -> str:
-        return f"sqlite+sqlalchemy:///{tmp_path}/queue.db"
+    def url(self, sqlite: str) -> str:
+        return sqlite

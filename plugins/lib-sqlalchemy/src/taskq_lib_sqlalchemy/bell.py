@@ -5,11 +5,12 @@ from __future__ import annotations
 import os
 import select
 from collections.abc import Iterable
-from typing import Any
-
-from sqlalchemy.engine import Connection
+from typing import TYPE_CHECKING, Any
 
 from taskq_lib_sqlalchemy.database import Link
+
+if TYPE_CHECKING:
+    from sqlalchemy.engine import Connection
 
 
 class Bell:

@@ -1,7 +1,7 @@
 """Connections to one database: pooled for calls from any thread, dedicated ones for a consumer's threads.
 
-All connections are in autocommit mode; ``transaction`` brackets what belongs together. So a single statement is a single
-round trip, and nothing is left open by accident.
+All connections are in autocommit mode; ``transaction`` brackets what belongs together. So a single statement is a
+single round trip, and nothing is left open by accident.
 """
 
 from __future__ import annotations
@@ -14,10 +14,9 @@ import time
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import sqlalchemy as sa
-from sqlalchemy.engine import Connection, Dialect, Engine
 from sqlalchemy.pool import QueuePool
 
 from taskq.errors import TaskQError
@@ -26,6 +25,9 @@ from taskq_lib_sqlalchemy.errors import DRIVER_ERRORS, ErrorFamily, Problem, cla
 from taskq_lib_sqlalchemy.options import DatabaseOptions
 from taskq_lib_sqlalchemy.servers import Server
 from taskq_lib_sqlalchemy.tables import Tables
+
+if TYPE_CHECKING:
+    from sqlalchemy.engine import Connection, Dialect, Engine
 
 T = TypeVar("T")
 _CONFLICT_TRIES = 8
@@ -82,7 +84,7 @@ class Database:
             return self._engine
 
     def _make_engine(self) -> Engine:
-        engine = sa.create_engine(
+        engine: Engine = sa.create_engine(
             self.current.url,
             creator=lambda: self._connect(engine),
             poolclass=QueuePool,
@@ -293,10 +295,7 @@ class Link:
         if connection is None:
             return
         driver, self._driver = self._driver, None
-        try:
-            driver.close()  # the pool, to which it does not belong any more, will not
-        except Exception:  # it is broken already
-            pass
+        _quietly(driver.close)  # the pool, to which it does not belong any more, will not
         _drop(connection)
 
 
@@ -365,10 +364,14 @@ def _discarding(connection: Connection) -> Iterator[None]:
 
 
 def _drop(connection: Connection) -> None:
+    _quietly(connection.invalidate)
+    _quietly(connection.close)
+
+
+def _quietly(close: Callable[[], object]) -> None:
     try:
-        connection.invalidate()
-        connection.close()
-    except Exception:  # it is broken already
+        close()
+    except Exception:  # it is broken already, which is why it is closed
         return
 
 
@@ -394,4 +397,3 @@ def _readable(fd: int) -> bool:
     poller = select.poll()
     poller.register(fd, select.POLLIN)
     return bool(poller.poll(0))
-

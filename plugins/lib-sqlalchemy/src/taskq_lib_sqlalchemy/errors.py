@@ -174,7 +174,7 @@ _ADVICE = {
     Problem.UNREACHABLE: "check that the server runs and that host, port and firewall are right",
     Problem.LOST: "the connection broke; the next call connects again",
     Problem.AUTHENTICATION: "check user, password and the rights of that user",
-    Problem.SCHEMA: "the tables are missing or not taskq's; check table_prefix and schema, and that create_tables is on",
+    Problem.SCHEMA: "the tables are missing or not taskq's: check table_prefix, schema and create_tables",
     Problem.FULL: "make room on the database's disk",
     Problem.CONFLICT: "other transactions were in the way several times in a row; repeat",
     Problem.BUSY: "another transaction holds a lock for too long, or the server is overloaded",

@@ -10,10 +10,14 @@ from typing import Protocol
 class Consumer(Protocol):
     """Somebody who waits for messages of queues."""
 
-    queues: Collection[str]
+    @property
+    def queues(self) -> Collection[str]:
+        """Names of the queues."""
+        ...
 
     def look(self) -> None:
         """Look for messages soon. Any thread; never blocks."""
+        ...
 
 
 class Waiter(Protocol):
@@ -21,6 +25,7 @@ class Waiter(Protocol):
 
     def look(self) -> None:
         """Look for results soon. Any thread; never blocks."""
+        ...
 
 
 class Neighbours:

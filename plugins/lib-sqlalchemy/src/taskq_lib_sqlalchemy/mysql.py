@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Iterable, Sequence
-from typing import Any
-
-from sqlalchemy.engine import Connection
+from typing import TYPE_CHECKING, Any
 
 from taskq.spi import Durability, Outbound
 from taskq_lib_sqlalchemy.database import Database, transaction
 from taskq_lib_sqlalchemy.records import RecordRow, record_values
 from taskq_lib_sqlalchemy.strategy import Strategy, Taken, message_row
 
+if TYPE_CHECKING:
+    from sqlalchemy.engine import Connection
+
+_MESSAGE_HEAD = (
+    "INSERT INTO {messages} (state, level, deliveries, size, owner, sent, due, queue, uid, grp, payload) VALUES "
+)
 _MESSAGE = "(%(state)s,%(level)s,0,%(size)s,NULL,{now},{now}+%(delay)s,%(queue)s,%(uid)s,%(grp)s,%(payload)s)"
 _RECORD = (
     "(%(id)s,%(state)s,%(terminal)s,%(attempt)s,%(epoch)s,{now}+%(ttl)s,%(ttl)s,{writer},%(reply)s,%(payload)s,"
@@ -62,15 +66,14 @@ class MySQL(Strategy):
     # --------------------------------------------------------------------------------------------------- messages
 
     def insert(self, connection: Connection, batch: Sequence[Outbound]) -> bool:
-        head = "INSERT INTO {messages} (state, level, deliveries, size, owner, sent, due, queue, uid, grp, payload) VALUES "
         row = _MESSAGE.replace("{now}", self.now)
-        self._insert_rows(connection, head, row, "", (message_row(out) for out in batch))
+        self._insert_rows(connection, _MESSAGE_HEAD, row, "", (message_row(out) for out in batch))
         return False
 
     def _insert_rows(
         self, connection: Connection, head: str, row: str, tail: str, rows: Iterable[dict[str, Any]]
     ) -> None:
-        """Write rows with as few statements as the packet size allows; the driver's own bulk form knows no expressions."""
+        """Write rows with few statements of bounded size; the driver's own bulk form knows no expressions."""
         cursor = connection.connection.cursor()
         head = head.format_map(self._names)
         parts: list[str] = []
@@ -136,7 +139,7 @@ class MySQL(Strategy):
                 writer=writer,
             ).scalars()
         )
-        return {r.index for r in wave if r.record.id in stored}
+        return {r.place for r in wave if r.record.id in stored}
 
     _sweeps = (
         "DELETE FROM {results} WHERE expires <= {now} LIMIT 1000",
@@ -145,7 +148,7 @@ class MySQL(Strategy):
 
     # ------------------------------------------------------------------------------------------------ coordination
 
-    def _lock_entries(self, connection: Connection, names: Sequence[str]) -> Sequence[Any]:
+    def _lock_entries(self, connection: Connection, names: Sequence[str]) -> Any:
         self._insert_rows(
             connection,
             "INSERT INTO {entries} (name, value, expires) VALUES ",
@@ -161,7 +164,8 @@ class MySQL(Strategy):
         return rows.all()
 
     _put_time = (
-        "INSERT INTO {times} (name, member, due) VALUES (:name, :member, :due) ON DUPLICATE KEY UPDATE due = VALUES(due)"
+        "INSERT INTO {times} (name, member, due) VALUES (:name, :member, :due) "
+        "ON DUPLICATE KEY UPDATE due = VALUES(due)"
     )
 
     def remove_times(self, connection: Connection, index: str, members: Sequence[str]) -> list[str]:
@@ -183,11 +187,16 @@ class MySQL(Strategy):
 
 
 _RECORD_HEAD = (
-    "INSERT INTO {results} (id, state, terminal, attempt, epoch, expires, ttl, writer, reply, payload, follow_ups) VALUES "
+    "INSERT INTO {results} "
+    "(id, state, terminal, attempt, epoch, expires, ttl, writer, reply, payload, follow_ups) VALUES "
 )
 # Assignments happen from left to right and see each other: the writer decides, the others follow it.
-_ON_DUPLICATE = " ON DUPLICATE KEY UPDATE writer = IF(expires <= {now} OR VALUES(epoch) > epoch OR (VALUES(epoch) = epoch "
-_ON_DUPLICATE += "AND (VALUES(attempt) > attempt OR (VALUES(attempt) = attempt AND NOT terminal))), VALUES(writer), writer), "
+_ON_DUPLICATE = (
+    " ON DUPLICATE KEY UPDATE writer = IF(expires <= {now} OR VALUES(epoch) > epoch OR (VALUES(epoch) = epoch "
+)
+_ON_DUPLICATE += (
+    "AND (VALUES(attempt) > attempt OR (VALUES(attempt) = attempt AND NOT terminal))), VALUES(writer), writer), "
+)
 _ON_DUPLICATE += ", ".join(
     f"{name} = IF(writer = VALUES(writer), VALUES({name}), {name})"
     for name in ("state", "terminal", "attempt", "epoch", "expires", "ttl", "reply", "payload", "follow_ups")

@@ -13,12 +13,18 @@ class DatabaseOptions:
     """How to reach the database and where its tables are."""
 
     table_prefix: str = option("taskq_", help="what the names of all tables begin with: lower-case letters, digits, _")
-    schema: str | None = option(None, help="PostgreSQL: schema that holds the tables; None for the first of search_path")
+    schema: str | None = option(
+        None, help="PostgreSQL: schema that holds the tables; None for the first of search_path"
+    )
     create_tables: bool = option(True, help="create missing tables and migrate older ones; False: they must be right")
-    connect_timeout: float = option(5.0, minimum=0.1, unit="s", help="how long each server may take to answer at connect")
+    connect_timeout: float = option(
+        5.0, minimum=0.1, unit="s", help="how long each server may take to answer at connect"
+    )
     command_timeout: float = option(30.0, minimum=0.1, unit="s", help="how long any statement may take")
     lock_timeout: float = option(10.0, minimum=0.1, unit="s", help="how long a statement may wait for others' locks")
-    pool_size: int = option(5, minimum=1, help="connections kept open for calls from any thread (twice as many at most)")
+    pool_size: int = option(
+        5, minimum=1, help="connections kept open for calls from any thread (twice as many at most)"
+    )
     tls: Literal["prefer", "off", "require", "verify"] = option(
         "prefer",
         choices=("prefer", "off", "require", "verify"),

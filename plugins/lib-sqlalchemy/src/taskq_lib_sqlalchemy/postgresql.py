@@ -1,21 +1,22 @@
 """PostgreSQL: every step is one statement, so one round trip and one commit; LISTEN/NOTIFY wakes who waits.
 
-``NOTIFY`` holds a lock over the whole server until its transaction is on disk, so commits that notify queue up behind each
-other. Hence notifications are statements of their own, which write nothing and so wait for no disk; and they are made only
-when a consumer says (``ring``) that it waits, which none does under load.
+``NOTIFY`` holds a lock over the whole server until its transaction is on disk, so commits that notify queue up behind
+each other. Hence notifications are statements of their own, which write nothing and so wait for no disk; and they are
+made only when a consumer says (``ring``) that it waits, which none does under load.
 """
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
-
-from sqlalchemy.engine import Connection
+from typing import TYPE_CHECKING, Any
 
 from taskq.spi import Durability, Outbound, Record
 from taskq_lib_sqlalchemy.records import RecordRow, pushes, waves
 from taskq_lib_sqlalchemy.strategy import Claim, Ending, EntryChange, Strategy, Taken
+
+if TYPE_CHECKING:
+    from sqlalchemy.engine import Connection
 
 
 class PostgreSQL(Strategy):
@@ -42,7 +43,8 @@ class PostgreSQL(Strategy):
 
     def durability(self, connection: Connection) -> tuple[Durability, str | None]:
         rows = connection.exec_driver_sql(
-            "SELECT name, setting FROM pg_settings WHERE name IN ('fsync', 'synchronous_commit', 'synchronous_standby_names')"
+            "SELECT name, setting FROM pg_settings "
+            "WHERE name IN ('fsync', 'synchronous_commit', 'synchronous_standby_names')"
         )
         settings = {row[0]: row[1] for row in rows}
         if settings.get("fsync") == "off":
@@ -128,7 +130,7 @@ class PostgreSQL(Strategy):
     def _upsert(self, connection: Connection, wave: Sequence[RecordRow]) -> set[int]:
         rows = self.do(connection, _upsert(owned=False), **_record_columns([row.record for row in wave]))
         stored = set(rows.scalars())
-        return {row.index for row in wave if row.record.id in stored}
+        return {row.place for row in wave if row.record.id in stored}
 
     def commit(self, connection: Connection, me: int, endings: Sequence[Ending]) -> set[int]:
         with_record = [ending for ending in endings if ending.record is not None]
@@ -136,21 +138,22 @@ class PostgreSQL(Strategy):
         if len(parts) > 1:  # an id twice in one batch: rare, and one statement cannot
             return super().commit(connection, me, endings)
         sends = [(ending.id, out) for ending in endings for out in ending.follow_ups]
-        statement = "WITH gone AS (DELETE FROM {messages} WHERE id {in_ids} AND owner = :me RETURNING id)"
+        statement = _GONE
         parameters: dict[str, Any] = {"me": me, "ids": [ending.id for ending in endings]}
         if parts:
-            statement += ", stored AS (" + _upsert(owned=True) + ")"
+            statement += f", stored AS ({_upsert(owned=True)})"
             parameters |= _record_columns([row.record for row in parts[0]])
-            parameters["record_owners"] = [with_record[row.index].id for row in parts[0]]
+            parameters["record_owners"] = [with_record[row.place].id for row in parts[0]]
         if sends:
-            statement += ", written AS (" + _insert(owned=True) + ")"
+            statement += f", written AS ({_insert(owned=True)})"
             parameters |= _message_columns([out for _, out in sends])
             parameters["owners"] = [origin for origin, _ in sends]
-        return set(self.do(connection, statement + " SELECT id FROM gone", **parameters).scalars())
+        statement += " SELECT id FROM gone"
+        return set(self.do(connection, statement, **parameters).scalars())
 
     # ------------------------------------------------------------------------------------------------ coordination
 
-    def _lock_entries(self, connection: Connection, names: Sequence[str]) -> Sequence[Any]:
+    def _lock_entries(self, connection: Connection, names: Sequence[str]) -> Any:
         rows = self.do(
             connection,
             "INSERT INTO {entries} AS e (name, value, expires) "
@@ -198,6 +201,9 @@ def _message_columns(batch: Sequence[Outbound]) -> dict[str, list[Any]]:
     }
 
 
+_GONE = "WITH gone AS (DELETE FROM {messages} WHERE id {in_ids} AND owner = :me RETURNING id)"
+
+
 def _insert(*, owned: bool) -> str:
     """Return the insertion of a batch; ``owned``: only of messages whose origin is in ``gone``."""
     return f"""
@@ -214,8 +220,8 @@ def _insert(*, owned: bool) -> str:
 
 _INSERT = f"WITH written AS ({_insert(owned=False)}) SELECT EXISTS (SELECT FROM {{consumers}} WHERE ring)"  # noqa: S608
 
-# Locks are taken row by row as the innermost scan is drained, and it stops at the limit; the nested loop keeps the queues'
-# order. The consumer's row is locked against the reaper, so that nothing is claimed for the dead.
+# Locks are taken row by row as the innermost scan is drained, and it stops at the limit; the nested loop keeps the
+# queues' order. The consumer's row is locked against the reaper, so that nothing is claimed for the dead.
 _CLAIM = """
 WITH me AS (SELECT id FROM {consumers} WHERE id = :me FOR KEY SHARE),
 picked AS MATERIALIZED (
@@ -266,7 +272,8 @@ def _upsert(*, owned: bool) -> str:
     return f"""
         INSERT INTO {{results}} AS r
             (id, state, terminal, attempt, epoch, expires, ttl, writer, reply, payload, follow_ups)
-        SELECT n.id, n.state, n.terminal, n.attempt, n.epoch, {{now}} + n.ttl, n.ttl, 0, n.reply, n.payload, n.follow_ups
+        SELECT n.id, n.state, n.terminal, n.attempt, n.epoch,
+            {{now}} + n.ttl, n.ttl, 0, n.reply, n.payload, n.follow_ups
         FROM unnest(CAST(:record_ids AS text[]), CAST(:states AS text[]), CAST(:terminals AS boolean[]),
             CAST(:attempts AS integer[]), CAST(:epochs AS integer[]), CAST(:ttls AS double precision[]),
             CAST(:replies AS text[]), CAST(:record_payloads AS bytea[]), CAST(:follow_ups AS bytea[])

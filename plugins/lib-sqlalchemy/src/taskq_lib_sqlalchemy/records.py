@@ -9,9 +9,9 @@ from taskq.spi import Record
 
 
 class RecordRow(NamedTuple):
-    """A record and its index in the batch that it came in."""
+    """A record and its place in the batch that it came in."""
 
-    index: int
+    place: int
     record: Record
 
 
@@ -58,7 +58,8 @@ def pushes(records: Iterable[Record], max_bytes: int = 7500) -> Iterator[tuple[s
         if record.reply and record.terminal:
             by_channel.setdefault(record.reply, []).append(record.id)
     for channel, ids in by_channel.items():
-        text, size = [], 0
+        text: list[str] = []
+        size = 0
         for task_id in ids:
             length = len(task_id.encode()) + 1
             if length > max_bytes or " " in task_id:

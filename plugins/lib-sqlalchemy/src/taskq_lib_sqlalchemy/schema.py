@@ -86,8 +86,8 @@ def _check(database: Database, component: Component, found: int | None) -> None:
         state = "are missing" if found is None else f"have version {found}"
         raise database.errors.make(
             Problem.SCHEMA,
-            f"{here} {state}, this {component.distribution} needs version {component.version}, and create_tables is off: "
-            "open once with create_tables on, as a user who may create tables",
+            f"{here} {state}, this {component.distribution} needs version {component.version}, "
+            "and create_tables is off: open once with create_tables on, as a user who may create tables",
         )
 
 
@@ -112,9 +112,7 @@ def _move(connection: Connection, tables: Tables, component: Component, found: d
         return
     for step in range(current, component.version):
         component.migrations[step - 1](connection, tables)
-        connection.execute(
-            version.update().where(version.c.component == component.name).values(version=step + 1)
-        )
+        connection.execute(version.update().where(version.c.component == component.name).values(version=step + 1))
 
 
 @contextmanager

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import sqlalchemy as sa
-from sqlalchemy.engine import Dialect
 
 from taskq.errors import ConfigError, NotSupported
 from taskq.spi import Url
 from taskq_lib_sqlalchemy.options import DatabaseOptions
+
+if TYPE_CHECKING:
+    from sqlalchemy.engine import Dialect
 
 DRIVERS = {
     "postgresql": "postgresql+psycopg",
@@ -40,12 +42,12 @@ class Server:
             self.database = url.path.strip("/")
             if not self.database:
                 raise ConfigError(f"{self.text}: name the database, as {url.scheme}://user@host/taskq")
-            host, query = url.host, dict(url.query)
+            host = url.host
+            query = dict(url.query)
             if host is not None and host.startswith("/") and self.dialect == "mysql":
-                host, query["unix_socket"] = None, host
-            self.url = sa.URL.create(
-                driver, url.username, url.password, host, url.port, self.database, {k: v for k, v in query.items()}
-            )
+                query["unix_socket"] = host
+                host = None
+            self.url = sa.URL.create(driver, url.username, url.password, host, url.port, self.database, query)
         self.place = (self.dialect, url.host or "", url.port or PORTS.get(self.dialect, 0), self.database)
         self.arguments = {
             "postgresql": _postgresql_arguments,
@@ -66,12 +68,12 @@ class Server:
     def how_to_create(self) -> str:
         """Say how to make the database that is not there."""
         if self.dialect == "postgresql":
-            return f"create it: createdb {self.database}, or CREATE DATABASE \"{self.database}\" in psql"
+            return f'create it: createdb {self.database}, or CREATE DATABASE "{self.database}" in psql'
         return f"create it: CREATE DATABASE `{self.database}` CHARACTER SET utf8mb4"
 
 
 def _sqlite_path(url: Url) -> str:
-    """Return the file's path. Both ``///path`` and SQLAlchemy's ``////path`` are absolute: a URL has no relative paths."""
+    """Return the file's path. Both ``///path`` and SQLAlchemy's ``////path`` are absolute."""
     if url.host:
         raise ConfigError(f"{url}: write three slashes before the path, as sqlite+sqlalchemy:///{url.host}{url.path}")
     path = url.path
@@ -132,4 +134,9 @@ def _mysql_arguments(options: DatabaseOptions) -> dict[str, Any]:
 
 
 def _sqlite_arguments(options: DatabaseOptions) -> dict[str, Any]:
-    return {"timeout": options.lock_timeout, "isolation_level": None, "check_same_thread": False, "cached_statements": 256}
+    return {
+        "timeout": options.lock_timeout,
+        "isolation_level": None,
+        "check_same_thread": False,
+        "cached_statements": 256,
+    }

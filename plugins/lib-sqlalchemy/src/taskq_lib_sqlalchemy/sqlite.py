@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import sqlite3
 from collections.abc import Iterable, Sequence
-from typing import Any
-
-from sqlalchemy.engine import Connection
+from typing import TYPE_CHECKING, Any
 
 from taskq.spi import Durability
 from taskq_lib_sqlalchemy.records import RecordRow, record_values
 from taskq_lib_sqlalchemy.strategy import Strategy, Taken
+
+if TYPE_CHECKING:
+    from sqlalchemy.engine import Connection
 
 
 class SQLite(Strategy):
@@ -54,12 +55,11 @@ class SQLite(Strategy):
         for row in wave:
             cursor.execute(sql, {**record_values(row.record), "now": now})
             if cursor.rowcount:
-                stored.add(row.index)
+                stored.add(row.place)
         cursor.close()
         return stored
 
-
-    def _lock_entries(self, connection: Connection, names: Sequence[str]) -> Sequence[Any]:
+    def _lock_entries(self, connection: Connection, names: Sequence[str]) -> Any:
         # The transaction is the lock, but absent entries need rows that can be updated.
         rows = self.do(
             connection,

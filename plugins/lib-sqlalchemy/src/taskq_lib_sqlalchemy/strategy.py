@@ -1,22 +1,24 @@
 """What transport and store ask of a database, and how a database without better means does it.
 
-The base class serves SQLite and MySQL: select what to take, decide here, change it, all in one short transaction. PostgreSQL
-does most of it in single statements. Times are seconds on the server's clock; SQLite's is this machine's.
+The base class serves SQLite and MySQL: select what to take, decide here, change it, all in one short transaction.
+PostgreSQL does most of it in single statements. Times are seconds on the server's clock; SQLite's is this machine's.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, ClassVar, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import sqlalchemy as sa
-from sqlalchemy.engine import Connection
 
 from taskq.errors import TaskQError
 from taskq.spi import Durability, Outbound, Record
 from taskq_lib_sqlalchemy.database import Database, transaction
 from taskq_lib_sqlalchemy.errors import Problem
 from taskq_lib_sqlalchemy.records import RecordRow, waves
+
+if TYPE_CHECKING:
+    from sqlalchemy.engine import Connection
 
 
 class Taken(NamedTuple):
@@ -126,7 +128,7 @@ class Strategy:
             statement = self._statements[template] = Statement(template.format_map(self._names))
             return statement
 
-    def do(self, connection: Connection, template: str, **parameters: Any) -> sa.CursorResult[Any]:
+    def do(self, connection: Connection, template: str, **parameters: Any) -> Any:
         """Run one statement."""
         statement = self.sql(template)
         if statement.needs_now:
@@ -207,14 +209,17 @@ class Strategy:
 
     def known_queues(self, connection: Connection, names: Iterable[str]) -> set[str]:
         """Return those of these queues that exist."""
-        return set(self.do(connection, "SELECT name FROM {queues} WHERE name {in_names}", names=self.listed(names)).scalars())
+        return set(
+            self.do(connection, "SELECT name FROM {queues} WHERE name {in_names}", names=self.listed(names)).scalars()
+        )
 
     # --------------------------------------------------------------------------------------------------- messages
 
     def insert(self, connection: Connection, batch: Sequence[Outbound]) -> bool:
         """Write messages in the order given, as one statement where it can; True when a consumer waits to be told."""
         statement = self.sql(
-            "INSERT INTO {messages} (state, level, deliveries, size, owner, sent, due, queue, uid, grp, payload) VALUES "
+            "INSERT INTO {messages} "
+            "(state, level, deliveries, size, owner, sent, due, queue, uid, grp, payload) VALUES "
             "(:state, :level, 0, :size, NULL, {now}, {now} + :delay, :queue, :uid, :grp, :payload)"
         )
         extra = {"now": self.database.clock.now()} if statement.needs_now else {}
@@ -227,7 +232,7 @@ class Strategy:
     def claim(
         self, connection: Connection, me: int, plan: Sequence[tuple[str, int]], limit: int, budget: int, *, lone: bool
     ) -> Claim:
-        """Take up to ``limit`` messages and ``budget`` bytes, from each queue of the plan up to its quota, in its order.
+        """Take up to ``limit`` messages and ``budget`` bytes, of each queue of the plan up to its quota.
 
         ``lone``: the consumer holds nothing, so that a first message of any size is allowed.
         """
@@ -251,7 +256,8 @@ class Strategy:
         return Claim([by_id[i] for i in picked], blocked=blocked)
 
     _pick = (
-        "SELECT id, size FROM {messages} WHERE state = 0 AND queue = :queue ORDER BY level, id LIMIT :limit {skip_locked}"
+        "SELECT id, size FROM {messages} WHERE state = 0 AND queue = :queue "
+        "ORDER BY level, id LIMIT :limit {skip_locked}"
     )
 
     def _take(self, connection: Connection, me: int, ids: Sequence[int]) -> Sequence[Taken]:
@@ -259,14 +265,10 @@ class Strategy:
 
     def probe(self, connection: Connection, me: int, queues: Sequence[str]) -> Probe:
         """Look, in one statement, for everything that would make a consumer act."""
-        ready = " OR ".join(
-            f"EXISTS (SELECT 1 FROM {{messages}} WHERE state = 0 AND queue = :q{i})" for i in range(len(queues))
-        )
+        ready = " OR ".join(_EXISTS.replace("?", f":q{i}") for i in range(len(queues)))
         row = self.do(
             connection,
-            "SELECT (SELECT count(*) FROM {consumers} WHERE id = :me) AS alive, "
-            "(SELECT min(due) FROM {messages} WHERE state = 1) - {now} AS due_in, "
-            "(SELECT min(expires) FROM {consumers} WHERE id <> :me) - {now} AS expiry_in, " + (ready or "FALSE"),
+            _PROBE + (ready or "FALSE"),
             me=me,
             **{f"q{i}": queue for i, queue in enumerate(queues)},
         ).one()
@@ -296,7 +298,13 @@ class Strategy:
 
     def _release_values(self, me: int, ids: Sequence[int], delay: float, *, counted: bool) -> dict[str, Any]:
         state = 1 if delay > 0 else 0
-        return {"me": me, "ids": self.listed(ids), "state": state, "delay": float(delay), "uncount": 0 if counted else 1}
+        return {
+            "me": me,
+            "ids": self.listed(ids),
+            "state": state,
+            "delay": float(delay),
+            "uncount": 0 if counted else 1,
+        }
 
     def release_strays(self, connection: Connection, me: int, known: Sequence[int]) -> None:
         """Give back, uncounted, what this consumer owns without knowing it: a claim's answer was lost on its way."""
@@ -307,7 +315,7 @@ class Strategy:
 
     def purge_some(self, connection: Connection, queue: str) -> int:
         """Remove up to ten thousand messages of a queue that nobody holds; return how many."""
-        return self.do(connection, self._purge, queue=queue).rowcount
+        return int(self.do(connection, self._purge, queue=queue).rowcount)
 
     _purge = (
         "DELETE FROM {messages} WHERE id IN (SELECT id FROM {messages} WHERE queue = :queue AND state IN (0, 1) "
@@ -324,22 +332,24 @@ class Strategy:
             found = list(ids)
             if found:
                 self.do(
-                    connection, "UPDATE {messages} SET state = 0 WHERE id {in_ids} AND state = 1", ids=self.listed(found)
+                    connection,
+                    "UPDATE {messages} SET state = 0 WHERE id {in_ids} AND state = 1",
+                    ids=self.listed(found),
                 )
         return len(found) == 1000
 
     def reap(self, connection: Connection) -> int:
         """Give back what dead consumers held, and forget them; return how many consumers there were."""
         with transaction(connection):
-            dead = list(
-                self.do(connection, "SELECT id FROM {consumers} WHERE expires < {now} {skip_locked}").scalars()
-            )
+            dead = list(self.do(connection, "SELECT id FROM {consumers} WHERE expires < {now} {skip_locked}").scalars())
             if dead:
-                # First the consumer, then, in a later statement, its messages: a claim of its own either came before and
-                # is seen, or waits for this transaction and finds itself dead.
+                # First the consumer, then, in a later statement, its messages: a claim of its own either came before
+                # and is seen, or waits for this transaction and finds itself dead.
                 self.do(connection, "DELETE FROM {consumers} WHERE id {in_ids}", ids=self.listed(dead))
                 self.do(
-                    connection, "UPDATE {messages} SET state = 0, owner = NULL WHERE owner {in_ids}", ids=self.listed(dead)
+                    connection,
+                    "UPDATE {messages} SET state = 0, owner = NULL WHERE owner {in_ids}",
+                    ids=self.listed(dead),
                 )
         return len(dead)
 
@@ -364,7 +374,7 @@ class Strategy:
         raise NotImplementedError
 
     def commit(self, connection: Connection, me: int, endings: Sequence[Ending]) -> set[int]:
-        """Acknowledge, store and send in one transaction; nothing for messages not held. Return the ids that were held."""
+        """Acknowledge, store and send in one transaction, nothing for messages not held; return the ids held."""
         with transaction(connection):
             held = self.acknowledge(connection, me, [ending.id for ending in endings])
             self.upsert(connection, [e.record for e in endings if e.record is not None and e.id in held])
@@ -373,7 +383,9 @@ class Strategy:
                 self.insert(connection, follow_ups)
         return held
 
-    def commit_release(self, connection: Connection, me: int, ending: Ending, delay: float, *, counted: bool) -> set[int]:
+    def commit_release(
+        self, connection: Connection, me: int, ending: Ending, delay: float, *, counted: bool
+    ) -> set[int]:
         """As ``commit``, for one message that goes back to its queue."""
         with transaction(connection):
             held = self.release(connection, me, [ending.id], delay, counted=counted)
@@ -391,7 +403,9 @@ class Strategy:
             "WHERE id {in_names} AND expires > {now}",
             names=self.listed(ids),
         )
-        return [Record(*row[:3], bool(row[3]), *row[4:]) for row in rows]
+        return [
+            Record(task_id, state, payload, bool(terminal), *rest) for task_id, state, payload, terminal, *rest in rows
+        ]
 
     def forget(self, connection: Connection, ids: Sequence[str]) -> None:
         """Delete records."""
@@ -403,7 +417,10 @@ class Strategy:
 
     _sweeps: ClassVar[tuple[str, ...]] = (
         "DELETE FROM {results} WHERE id IN (SELECT id FROM {results} WHERE expires <= {now} LIMIT 1000 {skip_locked})",
-        "DELETE FROM {entries} WHERE name IN (SELECT name FROM {entries} WHERE expires <= {now} LIMIT 1000 {skip_locked})",
+        (
+            "DELETE FROM {entries} WHERE name IN "
+            "(SELECT name FROM {entries} WHERE expires <= {now} LIMIT 1000 {skip_locked})"
+        ),
     )
 
     # ------------------------------------------------------------------------------------------------ coordination
@@ -427,7 +444,7 @@ class Strategy:
         now = rows[0][2]
         return {n: value for n, value, _, end in rows if value is not None and (end is None or end > now)}, now
 
-    def _lock_entries(self, connection: Connection, names: Sequence[str]) -> Sequence[Any]:
+    def _lock_entries(self, connection: Connection, names: Sequence[str]) -> Any:
         """Return (name, value, now, expires) of every name."""
         raise NotImplementedError
 
@@ -479,6 +496,14 @@ class Strategy:
         return self.database.errors.make(
             Problem.SCHEMA, f"{self.database.current.text} is {found}; taskq needs at least {least}: upgrade the server"
         )
+
+
+_EXISTS = "EXISTS (SELECT 1 FROM {messages} WHERE state = 0 AND queue = ?)"
+_PROBE = (
+    "SELECT (SELECT count(*) FROM {consumers} WHERE id = :me) AS alive, "
+    "(SELECT min(due) FROM {messages} WHERE state = 1) - {now} AS due_in, "
+    "(SELECT min(expires) FROM {consumers} WHERE id <> :me) - {now} AS expiry_in, "
+)
 
 
 def message_row(out: Outbound) -> dict[str, Any]:

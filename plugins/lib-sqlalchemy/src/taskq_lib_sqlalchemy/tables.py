@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import sqlalchemy as sa
 from sqlalchemy.dialects import mysql
-from sqlalchemy.engine import Dialect
 
 from taskq.errors import ConfigError
+
+if TYPE_CHECKING:
+    from sqlalchemy.engine import Dialect
 
 READY, DELAYED, HELD = 0, 1, 2
 """A message's state: may be claimed; waits for its time; is held by ``owner``."""
@@ -34,7 +36,9 @@ class Tables:
         if not _PREFIX.match(prefix):
             raise ConfigError(f"table_prefix {prefix!r} is not 1 to 31 of a-z, 0-9, _ (not beginning with a digit)")
         if schema is not None and dialect.name != "postgresql":
-            raise ConfigError(f"the option schema is PostgreSQL's; on {dialect.name} use table_prefix or another database")
+            raise ConfigError(
+                f"the option schema is PostgreSQL's; on {dialect.name} use table_prefix or another database"
+            )
         self.metadata = sa.MetaData(schema=schema)
         self.prefix = prefix
         self.schema = schema
@@ -42,13 +46,15 @@ class Tables:
         integer = sa.BigInteger().with_variant(sa.Integer(), "sqlite")  # SQLite's row id is an INTEGER
         text, blob = _text_type(dialect), sa.LargeBinary().with_variant(mysql.LONGBLOB(), "mysql")
         long_text = sa.Text().with_variant(mysql.TEXT(charset="utf8mb4", collation="utf8mb4_bin"), "mysql")
-        seconds = sa.Double()
+        seconds: sa.Double[float] = sa.Double()
         small = sa.SmallInteger()
 
         def column(name: str, kind: Any, *args: Any, null: bool = False, **kwargs: Any) -> sa.Column[Any]:
             return sa.Column(name, kind, *args, nullable=null, **kwargs)
 
-        self.version = self._table("version", column("component", text, primary_key=True), column("version", sa.BigInteger()))
+        self.version = self._table(
+            "version", column("component", text, primary_key=True), column("version", sa.BigInteger())
+        )
         self.queues = self._table("queues", column("name", text, primary_key=True), column("created", seconds))
         self.consumers = self._table(
             "consumers",
@@ -128,7 +134,9 @@ class Tables:
     def names(self) -> dict[str, str]:
         """Return the quoted, qualified names of all tables, by their bare names, for hand-written statements."""
         preparer = self.dialect.identifier_preparer
-        return {table.name.removeprefix(self.prefix): preparer.format_table(table) for table in self.metadata.sorted_tables}
+        return {
+            table.name.removeprefix(self.prefix): preparer.format_table(table) for table in self.metadata.sorted_tables
+        }
 
     def qualified(self, name: str) -> str:
         """Return a table's key in the metadata."""

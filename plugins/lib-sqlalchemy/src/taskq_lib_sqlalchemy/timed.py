@@ -21,7 +21,9 @@ class TimedConnection(psycopg.Connection[Any]):
     command_timeout = 30.0
 
     @classmethod
-    def connect(cls, *args: Any, command_timeout: float = 30.0, **kwargs: Any) -> TimedConnection:
+    def connect(  # type: ignore[override]  # one argument more, which its callers know of
+        cls, *args: Any, command_timeout: float = 30.0, **kwargs: Any
+    ) -> TimedConnection:
         connection = super().connect(*args, **kwargs)
         connection.command_timeout = command_timeout
         return connection

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
-
-from sqlalchemy.engine import Connection
+from typing import TYPE_CHECKING
 
 from taskq.spi import Op, OpKind, OpResult
 from taskq_lib_sqlalchemy.database import transaction
 from taskq_lib_sqlalchemy.strategy import KEEP_TTL, NEW_TTL, NO_TTL, EntryChange, Strategy
+
+if TYPE_CHECKING:
+    from sqlalchemy.engine import Connection
 
 _GONE = -1e9
 """A time to live that has long passed."""

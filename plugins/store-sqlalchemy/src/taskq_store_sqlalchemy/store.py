@@ -5,11 +5,11 @@ from __future__ import annotations
 import secrets
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from time import monotonic
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import msgspec
-from sqlalchemy.engine import Connection
 
 from taskq.errors import OutcomeUnknown, ResultTooLarge, StoreError
 from taskq.message import Record
@@ -22,6 +22,9 @@ from taskq_lib_sqlalchemy.strategy import Strategy, strategy_for
 from taskq_store_sqlalchemy import coordination
 from taskq_store_sqlalchemy.options import SqlStoreOptions, capabilities
 from taskq_store_sqlalchemy.waiting import ResultWait
+
+if TYPE_CHECKING:
+    from sqlalchemy.engine import Connection
 
 T = TypeVar("T")
 _BATCH = 1000
@@ -204,7 +207,7 @@ class SqlStore:
         results: list[OpResult] = []
         for start in range(0, len(ops), _BATCH):
             chunk = ops[start : start + _BATCH]
-            results += self._coordinate(lambda c, s, chunk=chunk: coordination.apply(c, s, chunk), "coordinating")
+            results += self._coordinate(partial(coordination.apply, ops=chunk), "coordinating")
         return results
 
     def acquire(self, key: str, owner: str, *, slots: int = 1, ttl: float) -> bool:

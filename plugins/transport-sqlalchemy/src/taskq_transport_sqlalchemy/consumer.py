@@ -1,7 +1,7 @@
 """A consumer: what it holds, how it waits, and the one-step commit with the result store of the same database.
 
-The intake thread has one connection (claims, housekeeping, LISTEN), the settling thread another. What both know is guarded
-by a lock that is never held over a statement.
+The intake thread has one connection (claims, housekeeping, LISTEN), the settling thread another. What both know is
+guarded by a lock that is never held over a statement.
 """
 
 from __future__ import annotations
@@ -14,8 +14,6 @@ from itertools import count
 from time import monotonic
 from typing import TYPE_CHECKING, NamedTuple
 
-from sqlalchemy.engine import Connection
-
 from taskq.errors import TaskQError, TransportClosed
 from taskq.message import RELEASE, Commit, Delivery, Fetched, Lost, Record, Settlement
 from taskq_lib_sqlalchemy.bell import Bell, Ears
@@ -23,6 +21,8 @@ from taskq_lib_sqlalchemy.strategy import Claim, Ending
 from taskq_transport_sqlalchemy.shares import Shares
 
 if TYPE_CHECKING:
+    from sqlalchemy.engine import Connection
+
     from taskq.spi import Committer, Receipt, ResultStore, SubscribeOrder, Subscription
     from taskq_transport_sqlalchemy.transport import SqlTransport
 
@@ -356,40 +356,40 @@ class SqlConsumer:
             self._transport.neighbours.sent(self.queues)
         return lost
 
-    def _sort_out(self, receipts: Sequence[Receipt]) -> tuple[int | None, dict[Receipt, _Held], list[Lost]]:
+    def _sort_out(self, receipts: Sequence[Receipt]) -> tuple[int | None, dict[int, _Held], list[Lost]]:
         """Return who we are, what of these we hold, and the losses; a receipt named twice counts once."""
-        known: dict[Receipt, _Held] = {}
+        known: dict[int, _Held] = {}
         lost: list[Lost] = []
         with self._lock:
             for receipt in receipts:
                 held = self._held.get(receipt) if isinstance(receipt, int) else None
-                if held is not None and receipt not in known:
+                if held is not None and isinstance(receipt, int) and receipt not in known:
                     known[receipt] = held
                 else:
                     self._lost.pop(receipt, None)
                     lost.append(Lost(receipt, "not held: its lease ended, or it was settled before"))
             return self._me, known, lost
 
-    def _attempt(self, known: dict[Receipt, _Held], work: Callable[[Connection], set[int]], what: str) -> set[int]:
+    def _attempt(self, known: dict[int, _Held], work: Callable[[Connection], set[int]], what: str) -> set[int]:
         try:
             return self._settling.run(work, what)
         except BaseException:
-            self._unsure.update(receipt for receipt in known if isinstance(receipt, int))
+            self._unsure.update(known)
             raise
 
-    def _finish(self, me: int, known: dict[Receipt, _Held], done: set[int]) -> list[Lost]:
+    def _finish(self, me: int, known: dict[int, _Held], done: set[int]) -> list[Lost]:
         """Forget what was settled, held or not; return what turned out not to be held."""
         missing = {receipt for receipt, held in known.items() if held.id not in done}
         if missing and self._unsure:
-            # What an earlier attempt that broke off has settled is not lost, as long as nobody has taken our messages away.
+            # What an earlier attempt that broke off has settled is not lost, as long as nobody has reaped us since.
             again = missing.intersection(self._unsure)
-            if again and self._settling.run(lambda c: self._strategy.alive(c, me), "looking after a broken settlement"):
+            if again and self._alive(me):
                 missing -= again
-        self._unsure.difference_update(known)  # type: ignore[arg-type]
+        self._unsure.difference_update(known)
         lost = []
         with self._lock:
             for receipt in known:
-                held = self._held.pop(receipt, None)  # type: ignore[call-overload]
+                held = self._held.pop(receipt, None)
                 if held is not None:
                     self._held_bytes -= held.size
                 if receipt in missing:
@@ -399,6 +399,9 @@ class SqlConsumer:
         if starved:
             self._bell.ring()
         return lost
+
+    def _alive(self, me: int) -> bool:
+        return self._settling.run(lambda c: self._strategy.alive(c, me), "looking after a broken settlement")
 
     def flush(self, timeout: float) -> Sequence[Lost]:
         self._check()

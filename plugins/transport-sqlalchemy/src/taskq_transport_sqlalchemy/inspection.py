@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import sqlalchemy as sa
-from sqlalchemy.engine import Connection
 
 from taskq.errors import NotSupported
 from taskq.message import Peeked, QueueStats
 from taskq_lib_sqlalchemy.strategy import Strategy
 from taskq_lib_sqlalchemy.tables import DELAYED, HELD, READY
+
+if TYPE_CHECKING:
+    from sqlalchemy.engine import Connection
 
 
 def stats(connection: Connection, strategy: Strategy, queues: Sequence[str]) -> dict[str, QueueStats]:
@@ -59,7 +61,9 @@ def _stage(
 ) -> Iterator[Peeked]:
     m = strategy.tables.messages.c
     key = m.due if state == DELAYED else m.level
-    query = sa.select(m.id, m.level, m.deliveries, m.sent, m.due, m.uid, m.payload).where(m.queue == queue, m.state == state)
+    query = sa.select(m.id, m.level, m.deliveries, m.sent, m.due, m.uid, m.payload).where(
+        m.queue == queue, m.state == state
+    )
     if first is not None:
         query = query.where(sa.or_(key > first, sa.and_(key == first, m.id > second)))
     for row in connection.execute(query.order_by(key, m.id).limit(limit)):

@@ -25,18 +25,20 @@ from taskq_lib_sqlalchemy.options import DatabaseOptions
 class SqlTransportOptions(DatabaseOptions):
     """How the queues are kept and watched."""
 
-    listen: bool = option(True, help="PostgreSQL: wake by LISTEN/NOTIFY; False: poll (a pooler that cannot carry LISTEN)")
+    listen: bool = option(
+        True, help="PostgreSQL: wake by LISTEN/NOTIFY; False: poll (a pooler that cannot carry LISTEN)"
+    )
     poll_min: float = option(0.02, minimum=0.001, unit="s", help="shortest time between looks while a queue is empty")
     poll_max: float = option(0.5, minimum=0.01, unit="s", help="longest time between looks, after a while of silence")
     durable_claims: bool = option(
-        False, help="PostgreSQL: also claims wait for the disk; without, a crash of the server may undo the last of them"
+        False,
+        help="PostgreSQL: also claims wait for the disk; without, a crash of the server may undo the last of them",
     )
 
 
 NOTES = (
-    "PostgreSQL: consumers are woken by NOTIFY; MariaDB, MySQL and SQLite poll (20 ms to 0.5 s, and at once within a process)",
-    "several consumers take from a queue's head side by side: each gets its messages in order, and who skips what another "
-    "is just taking gets the next ones",
+    "PostgreSQL wakes consumers by NOTIFY; with MariaDB, MySQL and SQLite they poll (20 ms to 0.5 s)",
+    "consumers take from a queue's head side by side: each gets its messages in order, skipping what others just take",
     "durability and the largest payload depend on the server's settings and are exact once it has been opened",
 )
 

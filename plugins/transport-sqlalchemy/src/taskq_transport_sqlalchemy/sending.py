@@ -67,7 +67,8 @@ def _connection_of(connection: Any) -> Connection:
         if isinstance(found, Connection):
             return found
     raise NotSupported(
-        f"sending inside a transaction takes a SQLAlchemy Connection or Session, not {kind.__module__}.{kind.__qualname__}"
+        "sending inside a transaction takes a SQLAlchemy Connection or Session, "
+        f"not {kind.__module__}.{kind.__qualname__}"
     )
 
 

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import threading
-import weakref
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from time import monotonic
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
-from sqlalchemy.engine import Connection
 
 from taskq.errors import NotSupported, QueueMissing, TaskQError, TransportClosed
 from taskq.message import Outbound, Peeked, QueueFacts, QueueSpec, QueueStats, SendFailure
@@ -22,6 +21,9 @@ from taskq_lib_sqlalchemy.strategy import Strategy, strategy_for
 from taskq_transport_sqlalchemy import inspection, sending
 from taskq_transport_sqlalchemy.consumer import SqlConsumer
 from taskq_transport_sqlalchemy.options import SqlTransportOptions, capabilities
+
+if TYPE_CHECKING:
+    from sqlalchemy.engine import Connection
 
 _BATCH_ROWS = 1000
 _BATCH_BYTES = 16_000_000
@@ -41,7 +43,7 @@ class SqlTransport:
         self._lock = threading.Lock()
         self._closed = False
         self._known: set[str] = set()
-        self._consumers: weakref.WeakSet[SqlConsumer] = weakref.WeakSet()
+        self._consumers: set[SqlConsumer] = set()
         self.instance = 0
         self.neighbours = Neighbours()
 
@@ -114,7 +116,9 @@ class SqlTransport:
         strategy = self.strategy
         for spec in queues:
             if spec.options:
-                raise NotSupported(f"queue {spec.name}: SQL queues have no options, got {', '.join(sorted(spec.options))}")
+                raise NotSupported(
+                    f"queue {spec.name}: SQL queues have no options, got {', '.join(sorted(spec.options))}"
+                )
             if spec.ordered:
                 raise NotSupported(
                     f"queue {spec.name}: SQL queues keep no order per group; use a transport whose ordering is group"
@@ -168,7 +172,8 @@ class SqlTransport:
                     waiting = strategy.insert(connection, batch)
             else:
                 with transaction(connection):
-                    waiting = any([strategy.insert(connection, chunk) for chunk in chunks])
+                    for chunk in chunks:
+                        waiting = strategy.insert(connection, chunk)
             if waiting:
                 try:
                     strategy.tell(connection, queues)
@@ -183,10 +188,7 @@ class SqlTransport:
                 raise
             return [
                 *failures,
-                *(
-                    SendFailure(indexes[i] if failures else i, str(error), maybe_sent=True)
-                    for i in range(len(batch))
-                ),
+                *(SendFailure(indexes[i] if failures else i, str(error), maybe_sent=True) for i in range(len(batch))),
             ]
         self.neighbours.sent(queues)
         return failures
@@ -236,7 +238,8 @@ class SqlTransport:
         counts: dict[str, int] = {}
         for queue in queues:
             counts[queue] = 0
-            while removed := self.database.run(lambda c, queue=queue: strategy.purge_some(c, queue), "purging a queue"):
+            some = partial(strategy.purge_some, queue=queue)
+            while removed := self.database.run(some, "purging a queue"):
                 counts[queue] += removed
         return counts
 
