@@ -57,6 +57,7 @@ class TaskRuntime:
         self._execute: dict[str, Execute] = {}
         self._loop = threading.local()
         self._runners: list[asyncio.Runner] = []
+        self._started: list[Task[..., Any]] = []
         for name, task in app.tasks.items():
             self._execute[name] = self._compile(task)
 
@@ -97,14 +98,15 @@ class TaskRuntime:
         """Set up the tasks' shared resources and run the start hooks of this process."""
         for task in self.app.tasks.values():
             task.process_started()
+            self._started.append(task)
         self.app.plugins.process_started(self.app)
 
     def stop(self) -> None:
         """Run the stop hooks of this process and give the tasks' resources back."""
         self.close_loops()
         self.app.plugins.process_stopping(self.app)
-        for task in self.app.tasks.values():
-            task.process_stopping()
+        while self._started:
+            self._started.pop().process_stopping()
 
     def close_loops(self) -> None:
         """Close the event loops of all threads; one that a task still runs on stays open."""

@@ -11,7 +11,15 @@ from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal, ParamSpec, Ty
 from taskq.canvas import Signature
 from taskq.context import Request, current_request
 from taskq.envelope import MAX_RETRIES, Header
-from taskq.errors import ConfigError, NotInTask, Reject, Retry, TaskArgumentsError, TaskDefinitionError
+from taskq.errors import (
+    ConfigError,
+    NotInTask,
+    Reject,
+    Retry,
+    TaskArgumentsError,
+    TaskDefinitionError,
+    TaskInterrupted,
+)
 from taskq.middleware import Middleware
 from taskq.retry import RetryPolicy
 from taskq.signature import Models, arguments_error, make_check
@@ -306,12 +314,14 @@ class _Hooks(Middleware):
         self._task.before_start(request)
 
     def after_run(self, request: Request, result: Any, error: BaseException | None) -> None:
+        if isinstance(error, TaskInterrupted):
+            return  # it has not ended: another worker runs it
         if error is None:
             self._task.on_success(request, result)
         elif (retry := self._task.wants_retry(error, request.header)) is not None:
             self._task.on_retry(request, retry)
         else:
-            self._task.on_failure(request, error)
+            self._task.on_failure(request, (error.exc or error) if isinstance(error, Retry) else error)
         self._task.after_return(request, result, error)
 
 

@@ -195,8 +195,8 @@ class Worker:
     def _work(self) -> None:
         app = self.app
         keeper = Keeper(self, self.engine)
-        self.runtime.start()
         try:
+            self.runtime.start()
             self.pool.start(self.runtime, self.engine if isinstance(self.engine, PoolEngine) else _NoSink(self))
             keeper.start()
             app.plugins.worker_ready(self)
