@@ -8,6 +8,7 @@ import socket
 import stat
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Iterator
@@ -30,10 +31,11 @@ time.sleep(60)
 
 
 @pytest.fixture
-def file(tmp_path: Path) -> str:
-    path = tmp_path / "q.db"
-    path.touch()
-    return str(path)
+def file() -> Iterator[str]:
+    with tempfile.TemporaryDirectory() as folder:  # tmp_path may be too long for a socket
+        path = Path(folder) / "q.db"
+        path.touch()
+        yield str(path)
 
 
 @pytest.fixture
@@ -98,9 +100,9 @@ def test_a_nudge_may_come_before_the_wait_and_any_number_of_times() -> None:
         "../../../dev/log",
         "0c-../../../../x",
         "/dev/log",
-        "2c-0123456789abcdef",
-        "0c-0123456789abcdef\n",
-        "0x-" + "0" * 16,
+        "2c-0123456789ab",
+        "0c-0123456789ab\n",
+        "0x-" + "0" * 12,
     ],
 )
 def test_a_strangers_address_rings_nothing(bells: Bells, address: str | None) -> None:
@@ -154,8 +156,7 @@ def test_a_long_path_has_its_bells_elsewhere(tmp_path: Path) -> None:
     assert others.board()[8 + 3] == 1, "the board has no length limit"
     others.close()
     bells.close()
-    assert not os.path.exists(bell.path)
-    os.rmdir(os.path.dirname(bell.path))
+    assert not os.path.exists(os.path.dirname(bell.path)), "the temporary directory is not littered"
 
 
 def test_somebody_elses_directory_is_not_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -172,11 +173,10 @@ def test_somebody_elses_directory_is_not_used(tmp_path: Path, monkeypatch: pytes
     os.unlink(bells.directories[1])
 
 
-def test_who_may_write_the_file_may_ring(tmp_path: Path) -> None:
-    path = tmp_path / "q.db"
-    path.touch()
+def test_who_may_write_the_file_may_ring(file: str) -> None:
+    path = Path(file)
     path.chmod(0o660)
-    bells = Bells(str(path))
+    bells = Bells(file)
     bell = bells.hang("c")
     assert bell is not None
     bells.announce()

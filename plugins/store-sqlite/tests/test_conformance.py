@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+import tempfile
+from collections.abc import Iterator
 
 import pytest
 
@@ -13,8 +14,9 @@ class OnAFile:
     scheme = "sqlite"
 
     @pytest.fixture
-    def url(self, tmp_path: Path) -> str:
-        return f"sqlite:///{tmp_path}/results.db"
+    def url(self) -> Iterator[str]:
+        with tempfile.TemporaryDirectory() as folder:  # tmp_path may be too long for a socket
+            yield f"sqlite:///{folder}/results.db"
 
 
 class TestConformance(OnAFile, StoreSuite):

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import tempfile
 import time
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -17,8 +17,9 @@ from taskq_transport_sqlite.transport import SqliteTransport
 
 
 @pytest.fixture
-def file(tmp_path: Path) -> str:
-    return str(tmp_path / "queue.db")
+def file() -> Iterator[str]:
+    with tempfile.TemporaryDirectory() as folder:  # tmp_path may be too long for a socket
+        yield f"{folder}/queue.db"
 
 
 @pytest.fixture

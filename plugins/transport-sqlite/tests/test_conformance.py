@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import sqlite3
+import tempfile
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, closing
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,8 +17,9 @@ class OnAFile(TransportSuite):
     scheme = "sqlite"
 
     @pytest.fixture
-    def url(self, tmp_path: Path) -> str:
-        return f"sqlite:///{tmp_path}/queue.db"
+    def url(self) -> Iterator[str]:
+        with tempfile.TemporaryDirectory() as folder:  # tmp_path may be too long for a socket
+            yield f"sqlite:///{folder}/queue.db"
 
     def database(self, url: str) -> AbstractContextManager[Any]:
         return closing(sqlite3.connect(url.removeprefix("sqlite://"), timeout=5))

@@ -20,6 +20,7 @@ import re
 import select
 import socket
 import stat
+import sys
 import tempfile
 import threading
 import time
@@ -27,8 +28,8 @@ from collections.abc import Sequence
 
 log = logging.getLogger("taskq.sqlite")
 
-ADDRESS = re.compile(r"[01][cw]-[0-9a-f]{16}\Z")
-_LONGEST = 103  # bytes of a socket's path that every Unix takes
+ADDRESS = re.compile(r"[01][cw]-[0-9a-f]{12}\Z")
+_LONGEST = 107 if sys.platform == "linux" else 103  # bytes of a socket's path
 _SLOTS = 4096
 _HEAD = 8
 _CHECK_BOARD_S = 1.0
@@ -115,7 +116,7 @@ class Bells:
         user = os.geteuid() if hasattr(os, "geteuid") else 0
         name = f"taskq-{user}-{digest}"
         temporary = os.path.join(tempfile.gettempdir(), name)
-        if not _fits(temporary):
+        if len(os.fsencode(temporary)) > _LONGEST - 16:
             temporary = os.path.join("/tmp", name)  # noqa: S108  checked for owner and mode before use
         self.directories = (beside, temporary)
         self._board = os.path.join(beside, "board")
@@ -134,17 +135,14 @@ class Bells:
         if not AVAILABLE:
             return None
         for number, directory in enumerate(self.directories):
-            address = f"{number}{kind}-{os.urandom(8).hex()}"
+            address = f"{number}{kind}-{os.urandom(6).hex()}"
             path = os.path.join(directory, address)
-            if not _fits(path):
+            if len(os.fsencode(path)) > _LONGEST:
                 continue
             sock = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
             sock.setblocking(False)
             try:
-                self._make_directory(number)
-                sock.bind(path)
-                if number == 0:
-                    os.chmod(path, self._shared_mode() & 0o666)
+                self._bind(sock, number, path)
             except OSError as exc:
                 sock.close()
                 log.debug("no bell in %s: %s", directory, exc)
@@ -158,9 +156,22 @@ class Bells:
         )  # fmt: skip
         return None
 
+    def _bind(self, sock: socket.socket, number: int, path: str) -> None:
+        for last in (False, True):
+            self._make_directory(number)
+            try:
+                sock.bind(path)
+                break
+            except FileNotFoundError:  # another process has just removed the empty directory
+                if last:
+                    raise
+        if number == 0:
+            os.chmod(path, self._shared_mode() & 0o666)
+
     def take_down(self, bell: Bell) -> None:
         """Close a bell of this process."""
         bell.close()
+        self._remove_temporary()
         if bell in self._hung:
             self._hung.remove(bell)
 
@@ -221,7 +232,14 @@ class Bells:
                         swept += 1
                     except OSError:
                         pass
+        self._remove_temporary()
         return swept
+
+    def _remove_temporary(self) -> None:
+        try:
+            os.rmdir(self.directories[1])
+        except OSError:  # not there, or in use
+            pass
 
     def _make_directory(self, number: int) -> None:
         directory = self.directories[number]
@@ -343,9 +361,3 @@ class Bells:
             if ringer is not None:
                 ringer.close()
             self._close_board()
-
-
-def _fits(path: str) -> bool:
-    # An address is 20 bytes; a directory is measured with room for one.
-    length = len(os.fsencode(path))
-    return (length if ADDRESS.match(os.path.basename(path)) else length + 21) <= _LONGEST

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Iterable, Sequence
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 from taskq.message import Record
 from taskq_lib_sqlite.bells import Bells
@@ -37,6 +37,13 @@ class SqliteResults(Protocol):
     def check_records(self, records: Sequence[Record]) -> None:
         """Refuse records that the store would not take. Raises: ResultTooLarge."""
         ...
+
+
+def as_bytes(value: Any) -> bytes:
+    """Return a payload column as bytes, whatever stands in it: what cannot be decoded is the kernel's to report."""
+    if isinstance(value, bytes):
+        return value
+    return b"" if value is None else str(value).encode()
 
 
 def put_records(connection: sqlite3.Connection, records: Sequence[Record], now: float) -> list[str]:

@@ -15,6 +15,7 @@ from taskq_lib_sqlite import (
     Database,
     Kind,
     Trouble,
+    as_bytes,
     close_database,
     file_for,
     open_database,
@@ -129,7 +130,7 @@ class SqliteStore:
             statement = f"SELECT {_COLUMNS} FROM taskq_record WHERE id IN ({marks}) AND expires > ?{only}"  # noqa: S608
             rows += database.read(statement, (*part, now))
         return [
-            Record(i, state or "", payload or b"", bool(last), attempt, epoch, expires - now, reply, follow_ups)
+            Record(i, state or "", as_bytes(payload), bool(last), attempt, epoch, expires - now, reply, follow_ups)
             for i, state, payload, last, attempt, epoch, expires, reply, follow_ups in rows
         ]
 

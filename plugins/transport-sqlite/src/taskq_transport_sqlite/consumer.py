@@ -19,13 +19,13 @@ from taskq_lib_sqlite import (
     Nudge,
     SqliteResults,
     Trouble,
+    as_bytes,
     push_records,
     put_records,
     transport_errors,
     wait_readable,
 )
 from taskq_transport_sqlite import tables
-from taskq_transport_sqlite.listing import payload_bytes
 from taskq_transport_sqlite.settling import Held, Mismatch, SqliteCommitter, settle
 from taskq_transport_sqlite.shares import Shares
 
@@ -99,7 +99,7 @@ class SqliteConsumer:
         self._file_id = ""
         with transport.moving as connection:
             self._register(connection)
-        database.bells.announce()
+        transport.ringer.announce()
 
     def _register(self, connection: sqlite3.Connection) -> None:
         """Enter this consumer under a new number, and its subscriptions, into whatever file is there now."""
@@ -136,7 +136,7 @@ class SqliteConsumer:
                     "UPDATE taskq_consumer SET queues = ? WHERE number = ?",
                     (",".join(map(str, self._names)), self.number),
                 )
-        self._database.bells.announce()
+        self.transport.ringer.announce()
 
     def _resolve(self, connection: sqlite3.Connection) -> None:
         """Learn the numbers of the queues to fetch from."""
@@ -306,7 +306,7 @@ class SqliteConsumer:
             "message %d of queue %s in %s has no readable payload (a value of type %s); it is delivered as it is",
             seq, name, self._database.path, type(payload).__name__,
         )  # fmt: skip
-        return payload_bytes(payload)
+        return as_bytes(payload)
 
     def _pass_on(self) -> None:
         """Where this consumer has all it may take and there is more, wake another one."""
@@ -331,7 +331,7 @@ class SqliteConsumer:
             )
         if old is not None:
             self._database.bells.take_down(old)
-        self._database.bells.announce()
+        self.transport.ringer.announce()
 
     # --------------------------------------------------------------------------------------------------- settling
 
@@ -414,7 +414,7 @@ class SqliteConsumer:
     def _announce_if_new(self) -> None:
         if self._announce:
             self._announce = False
-            self._database.bells.announce()
+            self.transport.ringer.announce()
 
     def fuse(self, store: ResultStore) -> Committer | None:
         if isinstance(store, SqliteResults) and store.results_database is self._database:
@@ -435,7 +435,7 @@ class SqliteConsumer:
             with self.transport.moving as connection:
                 counts = tables.give_back(connection, self.number, counted=False)
             self._set_waiting(False)
-            self._database.bells.announce()
+            self.transport.ringer.announce()
             # What this consumer was rung for, and has not looked at, is for the others as well.
             waiting = {row[0] for row in self._database.read(_WAITING)}
             self.transport.ringer.ring({**dict.fromkeys(waiting.intersection(self._names), 1), **counts})

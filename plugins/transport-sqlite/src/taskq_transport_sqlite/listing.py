@@ -7,6 +7,7 @@ from typing import Any
 
 from taskq.errors import NotSupported
 from taskq.message import Peeked, QueueStats
+from taskq_lib_sqlite import as_bytes
 
 Read = Callable[..., list[Any]]
 
@@ -83,19 +84,10 @@ def peek(read: Read, queue: str, limit: int, after: str | None, now: float) -> S
             delay = max(0.0, at - now) if number == _DELAYED_STAGE else 0.0
             cursor = f"{number}:{float(at).hex()}:{seq_}"
             age = max(0.0, now - sent) if isinstance(sent, int | float) else None
-            data = payload_bytes(payload)
+            data = as_bytes(payload)
             listed.append(
                 Peeked(cursor, data, queue, i or "", 9 - rank, delay, deliveries or 0, age, number == _IN_FLIGHT_STAGE)
             )
         if len(listed) >= limit:
             break
     return listed
-
-
-def payload_bytes(payload: Any) -> bytes:
-    """Return a payload column as bytes, whatever stands in it: a damaged message is the kernel's to dead-letter."""
-    if isinstance(payload, bytes):
-        return payload
-    if isinstance(payload, str):
-        return payload.encode("utf-8", "surrogateescape")
-    return b"" if payload is None else str(payload).encode()

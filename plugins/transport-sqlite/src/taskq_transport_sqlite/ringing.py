@@ -46,6 +46,11 @@ class Ringer:
                     if n <= 0:
                         break
 
+    def announce(self) -> None:
+        """Tell the others, after the commit, that consumers or subscriptions changed."""
+        if self._enabled:
+            self._database.bells.announce()
+
     def anyone(self, queues: Iterable[int]) -> bool:
         """Whether a consumer waits for one of the queues."""
         if not self._enabled or not (board := self._board()):

@@ -296,7 +296,7 @@ class SqliteTransport:
                 return
         with self.moving as connection:
             counts = reap(connection, self.leases, database.bells)
-        database.bells.announce()
+        self.ringer.announce()
         self.ringer.ring(counts)
 
 
