@@ -231,12 +231,11 @@ class TaskQ:
         """The application's tasks by name, shared tasks included."""
         if self._shared_seen < len(shared.declared):
             with self._lock:
-                pending = shared.declared[self._shared_seen :]
-                self._shared_seen += len(pending)
-                for fn, options in pending:
+                for fn, options in shared.declared[self._shared_seen :]:
                     extra = dict(options)
                     base = extra.pop("base", Task)
                     self._add(base.from_function(self, fn, extra))
+                    self._shared_seen += 1  # not before: a clash of names stays an error, whoever asks next
         return self._tasks
 
     def find_task(self, name: str) -> Task[..., Any]:

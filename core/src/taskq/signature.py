@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import keyword
 import typing
 from collections.abc import Callable
 from typing import Any
@@ -42,7 +43,9 @@ def make_check(fn: Callable[..., Any], name: str, *, bound: bool) -> Callable[..
         following = parameters[i + 1].kind if i + 1 < len(parameters) else None
         if p.kind is p.POSITIONAL_ONLY and following is not p.POSITIONAL_ONLY:
             parts.append("/")
-    function_name = fn.__name__ if fn.__name__.isidentifier() else "task"
+    function_name = getattr(fn, "__name__", "")  # of a callable object: none
+    if not function_name.isidentifier() or keyword.iskeyword(function_name):
+        function_name = "task"
     namespace: dict[str, Any] = {}
     # only parameter names enter the source, and those are identifiers
     exec(f"def {function_name}({', '.join(parts)}): pass", namespace)  # noqa: S102

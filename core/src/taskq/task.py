@@ -105,7 +105,7 @@ class Task(Generic[P, R]):
             raise TaskDefinitionError(f"{fn!r} is not callable, so it cannot be a task")
         self.app = app
         self._fn = fn
-        self.name = self.name or task_name(fn if not isinstance(fn, type(self.run)) else type(self))
+        self.name = self.name or task_name(type(self) if getattr(fn, "__self__", None) is self else fn)
         self.is_async = inspect.iscoroutinefunction(fn) or inspect.iscoroutinefunction(getattr(fn, "__call__", None))  # noqa: B004
         if inspect.isgeneratorfunction(fn) or inspect.isasyncgenfunction(fn):
             raise TaskDefinitionError(f"task {self.name} is a generator function; return a list instead")
