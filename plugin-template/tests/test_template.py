@@ -17,7 +17,7 @@ import pytest
 from tests.support import fresh
 from tests.support.install import ROOT, is_ours, runtime_requirements
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(240)]  # for a machine that does much else
 
 TEMPLATE = ROOT / "plugin-template"
 KINDS = ("transport", "store", "pool", "serializer", "compressor", "scheduler", "autoscaler")

@@ -23,6 +23,7 @@ from tests.support.install import ROOT, is_ours, normalized
 DISTRIBUTIONS = {install.project_name(folder): folder for folder in install.distributions()}
 PLUGINS = sorted(name for name in DISTRIBUTIONS if name != "taskq-core")
 slow = pytest.mark.slow
+pytestmark = pytest.mark.timeout(240)  # for a machine that does much else
 
 
 # -- wheels -----------------------------------------------------------------------------------------------------------
