@@ -32,23 +32,32 @@ class Impatient:
     ttl_s = 0.15
 
 
-def run(kit: type, test: str, factory: Any = None, **capabilities: Any) -> str:
+def run(
+    kit: type,
+    test: str,
+    factory: Any = None,
+    *,
+    spec: Any = None,
+    url: str = "",
+    give_up_s: float = 3.0,
+    **said: Any,
+) -> str:
     """Run one test, with each of its parameter sets, on a plugin; return "" where it passed, or why it failed."""
-    spec = select(KINDS[kit], "memory")
+    spec = spec or select(KINDS[kit], "memory")
     if factory is not None:
         spec = replace(spec, factory=factory)
-    if capabilities:
-        declared = replace(spec.capabilities(None), **capabilities)
+    if said:
+        declared = replace(spec.capabilities(None), **said)
         spec = replace(spec, capabilities=lambda _: declared)
     suite = type("Suite", (Impatient, kit), {})()
     suite.load_spec = lambda: spec
+    suite.give_up_s = give_up_s
     method = getattr(suite, test)
     for arguments in _parameters(method):
         name = unique("mutant")
-        url = f"memory://{name}"
-        rig = RIGS[kit](suite, url)
+        rig = RIGS[kit](suite, url or f"memory://{name}")
         if "url" in inspect.signature(method).parameters:
-            arguments["url"] = url
+            arguments["url"] = rig.url
         try:
             method(rig=rig, **arguments)
         except pytest.skip.Exception as skipped:

@@ -6,16 +6,20 @@ from typing import Any
 
 import pytest
 
+from core.tests.kit import mutants_coordination, mutants_stores
 from core.tests.kit.bench import run
-from core.tests.kit.store_mutants import MUTANTS, Coordinating, Store
+from core.tests.kit.mutant import Coordinating, Store, mutants_of
 from taskq.spi import Support
 from taskq.testing import CoordinationSuite, StoreSuite
+
+pytestmark = pytest.mark.slow  # it matters when the kit changes, and waits for timeouts
 
 
 def kit_of(mutant: type[Store]) -> type:
     return CoordinationSuite if issubclass(mutant, Coordinating) else StoreSuite
 
 
+MUTANTS = mutants_of(Store, mutants_stores, mutants_coordination)
 CASES = [(mutant, test) for mutant in MUTANTS for test in mutant.caught_by]
 
 
@@ -27,7 +31,6 @@ def test_mutant_is_caught(mutant: type[Store], test: str) -> None:
 SOUND = sorted({(kit_of(mutant), test) for mutant, test in CASES}, key=str)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(("kit", "test"), SOUND, ids=[test for _, test in SOUND])
 def test_a_sound_store_passes(kit: type, test: str) -> None:
     assert not run(kit, test, Coordinating if kit is CoordinationSuite else Store)
@@ -47,3 +50,7 @@ def test_a_lie_about_a_capability_is_caught(lie: dict[str, Any]) -> None:
         assert run(StoreSuite, "test_too_large_is_refused_as_a_whole", Liar)
     else:
         assert run(StoreSuite, "test_capabilities_fit_together", Liar)
+
+
+def test_a_url_fixture_that_is_not_empty_is_caught() -> None:
+    assert "another test" in run(StoreSuite, "test_url_is_a_store_of_its_own", url="memory://the-same-twice")

@@ -6,10 +6,13 @@ from typing import Any
 
 import pytest
 
+from core.tests.kit import mutants_sending, mutants_settling
 from core.tests.kit.bench import run
-from core.tests.kit.transport_mutants import MUTANTS, Transport
+from core.tests.kit.mutant import Transport, mutants_of
 from taskq.spi import Fencing, Support
 from taskq.testing import TransportSuite, UndeclaredAbility
+
+pytestmark = pytest.mark.slow  # it matters when the kit changes, and waits for timeouts
 
 
 @pytest.fixture(autouse=True)
@@ -18,12 +21,8 @@ def _the_same_each_time(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TASKQ_SEED", "2")
 
 
-RANDOM = "test_random_sequences_keep_every_promise"
-CASES = [
-    pytest.param(mutant, test, id=f"{mutant.__name__}-{test}", marks=[pytest.mark.slow] if test == RANDOM else [])
-    for mutant in MUTANTS
-    for test in mutant.caught_by
-]
+MUTANTS = mutants_of(Transport, mutants_sending, mutants_settling)
+CASES = [pytest.param(mutant, test, id=f"{mutant.__name__}-{test}") for mutant in MUTANTS for test in mutant.caught_by]
 
 
 @pytest.mark.parametrize(("mutant", "test"), CASES)
@@ -31,7 +30,6 @@ def test_mutant_is_caught(mutant: type[Transport], test: str) -> None:
     assert run(TransportSuite, test, mutant), f"{test} passes on {mutant.__name__}"
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("test", sorted({test for mutant in MUTANTS for test in mutant.caught_by}))
 def test_a_sound_transport_passes(test: str) -> None:
     assert not run(TransportSuite, test, Transport)
@@ -50,6 +48,10 @@ def test_a_sound_transport_passes(test: str) -> None:
 )
 def test_a_spec_narrower_than_the_truth_is_caught(lie: dict[str, Any], test: str) -> None:
     assert run(TransportSuite, test, **lie)
+
+
+def test_a_url_fixture_that_is_not_empty_is_caught() -> None:
+    assert "another test" in run(TransportSuite, "test_url_is_a_broker_of_its_own", url="memory://the-same-twice")
 
 
 class Liar(Transport):

@@ -12,6 +12,7 @@ from taskq_lib_memory import forget
 class OnMemory:
     scheme = "memory"
     ttl_s = 0.2
+    quiet_s = 0.03  # what happens, happens at once
 
     @pytest.fixture
     def url(self) -> Iterator[str]:

@@ -12,7 +12,7 @@ import pytest
 from taskq.spi import Coordination, Op, OpKind, OpResult, SupportsTimeIndex
 from taskq.testing.base import as_plain, eventually, unique
 from taskq.testing.faults import ChildProcess
-from taskq.testing.stores_basic import StoreBase, StoreRig
+from taskq.testing.stores_basic import StoreBase, StoreRig, race
 
 GET, PUT, DELETE = OpKind.GET, OpKind.PUT, OpKind.DELETE
 PUT_IF_ABSENT, COMPARE_AND_SET, INCREMENT = OpKind.PUT_IF_ABSENT, OpKind.COMPARE_AND_SET, OpKind.INCREMENT
@@ -179,31 +179,15 @@ class CoordinationSuite(StoreBase):
 
     # ---------------------------------------------------------------------------------------------------- races
 
-    def _race(self, rig: CoordinationRig, n: int, work: Callable[[Coordination, int], None]) -> None:
-        stores = [rig.another() for _ in range(n)]
-        barrier = threading.Barrier(n)
-        errors: list[BaseException] = []
-
-        def run(i: int) -> None:
-            try:
-                barrier.wait(self.patience_s)
-                work(stores[i], i)
-            except BaseException as error:
-                errors.append(error)
-
-        threads = [threading.Thread(target=run, args=(i,)) for i in range(n)]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join(self.patience_s * 6)
-            assert not thread.is_alive(), "an operation hangs"
-        if errors:
-            raise errors[0]
+    def _race(
+        self, rig: CoordinationRig, n: int, work: Callable[[Coordination, int, int], None], turns: int = 1
+    ) -> None:
+        race(self, [rig.another() for _ in range(n)], work, turns=turns)
 
     def test_increments_are_not_lost(self, rig: CoordinationRig) -> None:
         """Check that INCREMENT is atomic: reading, adding and writing back loses some under concurrency."""
 
-        def add(store: Coordination, _: int) -> None:
+        def add(store: Coordination, _: int, __: int) -> None:
             for _ in range(50):
                 rig.do(INCREMENT, on=store)
 
@@ -212,32 +196,30 @@ class CoordinationSuite(StoreBase):
 
     def test_one_put_if_absent_wins(self, rig: CoordinationRig) -> None:
         """Check that of several at once exactly one PUT_IF_ABSENT is applied: it is how duplicates are refused."""
-        for i in range(10):
-            winners: list[bytes] = []
+        winners: list[list[bytes]] = [[] for _ in range(10)]
 
-            def put(store: Coordination, n: int, key: str = f"{rig.key}-{i}", winners: list[bytes] = winners) -> None:
-                if rig.do(PUT_IF_ABSENT, key, on=store, value=b"%d" % n).applied:
-                    winners.append(b"%d" % n)
+        def put(store: Coordination, n: int, turn: int) -> None:
+            if rig.do(PUT_IF_ABSENT, f"{rig.key}-{turn}", on=store, value=b"%d" % n).applied:
+                winners[turn].append(b"%d" % n)
 
-            self._race(rig, 4, put)
-            assert winners == [rig.do(GET, f"{rig.key}-{i}").current]
+        self._race(rig, 4, put, turns=10)
+        assert winners == [[rig.do(GET, f"{rig.key}-{turn}").current] for turn in range(10)]
 
     def test_compare_and_set_counts(self, rig: CoordinationRig) -> None:
         """Check that COMPARE_AND_SET is atomic: a counter kept with it and retries is exact."""
         rig.do(PUT, value=b"0")
 
-        def add(store: Coordination, _: int) -> None:
-            for _ in range(15):
-                deadline = time.monotonic() + self.patience_s * 4
-                current = rig.do(GET, on=store).current or b""
-                while True:
-                    result = rig.do(COMPARE_AND_SET, on=store, expected=current, value=b"%d" % (int(current) + 1))
-                    if result.applied:
-                        break
-                    assert time.monotonic() < deadline, "COMPARE_AND_SET never succeeds"
-                    current = result.current or b""
+        def add(store: Coordination, _: int, __: int) -> None:
+            deadline = time.monotonic() + self.patience_s * 4
+            current = rig.do(GET, on=store).current or b""
+            while True:
+                result = rig.do(COMPARE_AND_SET, on=store, expected=current, value=b"%d" % (int(current) + 1))
+                if result.applied:
+                    return
+                assert time.monotonic() < deadline, "COMPARE_AND_SET never succeeds"
+                current = result.current or b""
 
-        self._race(rig, 3, add)
+        self._race(rig, 3, add, turns=15)
         assert rig.value() == b"45"
 
     def test_processes_count_together(self, rig: CoordinationRig) -> None:
@@ -313,7 +295,7 @@ class CoordinationSuite(StoreBase):
         inside = 0
         most = 0
 
-        def work(store: Coordination, n: int) -> None:
+        def work(store: Coordination, n: int, _: int) -> None:
             nonlocal inside, most
             for _ in range(10):
                 if store.acquire(rig.key, f"owner-{n}", slots=2, ttl=60):
@@ -365,7 +347,7 @@ class CoordinationSuite(StoreBase):
         index.index_put(rig.key, dict.fromkeys(members, time.time()))
         won: list[str] = []
 
-        def take(store: Coordination, _: int) -> None:
+        def take(store: Coordination, _: int, __: int) -> None:
             assert isinstance(store, SupportsTimeIndex)
             for i in range(0, 40, 5):
                 won.extend(store.index_remove(rig.key, members[i : i + 5]))

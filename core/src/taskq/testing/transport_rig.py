@@ -82,9 +82,9 @@ class TransportRig:
         return self.main.capabilities
 
     def need(self, declared: object, what: str) -> None:
-        """Skip the test where a capability is not declared."""
+        """Skip the test where a capability is not declared, or the suite has no hook for it."""
         if not declared:
-            pytest.skip(f"{self.spec.name} does not declare {what}")
+            pytest.skip(f"{self.spec.name}: no {what}")
 
     def consumer(
         self,

@@ -77,6 +77,8 @@ class TransportBase(Suite):
     """Lease of the tests; None for the shortest that the transport takes, at least half a second."""
     slack_s: ClassVar[float] = 2.0
     """How long after the end of a lease a message may stay away."""
+    random_s: ClassVar[float] = 4.0
+    """How long random sequences may go on; ten minutes with ``TASKQ_SOAK=1``."""
     shrink: ClassVar[bool] = True
     """Whether a random sequence that failed is made as short as possible, which takes its time."""
     fault_options: ClassVar[dict[str, Any]] = {}

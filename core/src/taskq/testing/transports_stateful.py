@@ -18,7 +18,6 @@ from taskq.testing.transport_rig import TransportRig
 from taskq.testing.transports_base import TransportBase
 
 _CONSUMERS = 3
-_TIME_BOX_S = 600.0 if SOAK else 4.0
 
 
 _PICK = st.integers(0, 7)
@@ -296,11 +295,12 @@ class StatefulTests(TransportBase):
         than the credit or the limit, exact counts, priorities and order as declared.
         """
         number = seed()
-        machine = type("Machine", (TransportMachine,), {"rig": rig, "until": time.monotonic() + _TIME_BOX_S})
+        until = time.monotonic() + (600.0 if SOAK else self.random_s)
+        machine = type("Machine", (TransportMachine,), {"rig": rig, "until": until})
         run_state_machine_as_test(
             hypothesis.seed(number)(machine),
             settings=settings(
-                max_examples=3_000 if SOAK else 40,
+                max_examples=3_000 if SOAK else 30,
                 stateful_step_count=60 if SOAK else 40,
                 deadline=None,
                 phases=[Phase.generate, Phase.shrink] if self.shrink else [Phase.generate],

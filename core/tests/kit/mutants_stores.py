@@ -1,4 +1,4 @@
-"""Memory stores, each broken in one way, and the tests of the kit that must see it."""
+"""Stores broken in keeping, superseding, expiring and waiting."""
 
 from __future__ import annotations
 
@@ -9,16 +9,8 @@ from typing import Any, ClassVar
 
 from msgspec.structs import replace
 
+from core.tests.kit.mutant import Store
 from taskq.message import Record
-from taskq.spi import Op, OpKind, OpResult
-from taskq_store_memory.store import MemoryStore
-
-
-class Store(MemoryStore):
-    """A sound store, to break."""
-
-    caught_by: ClassVar[tuple[str, ...]] = ()
-
 
 # -------------------------------------------------------------------------------------------------- keeping
 
@@ -350,236 +342,42 @@ class NeedsAnAddress(Store):
         return super().put(records)
 
 
-# ---------------------------------------------------------------------------------------------- coordination
+class ComparesAttemptsBeforeItWrites(Store):
+    caught_by = ("test_the_latest_attempt_wins_under_concurrency",)
 
-
-class Coordinating(Store):
-    """Broken in what ``CoordinationSuite`` tests."""
-
-    def answer(self, op: Op) -> OpResult:
-        return super().apply([op])[0]
-
-    def apply(self, ops: Sequence[Op]) -> Sequence[OpResult]:
-        return [self.answer(op) for op in ops]
-
-
-class IncrementIsNotAtomic(Coordinating):
-    caught_by = ("test_increments_are_not_lost",)
-
-    def answer(self, op: Op) -> OpResult:
-        if op.kind is not OpKind.INCREMENT:
-            return super().answer(op)
-        current = super().answer(Op(kind=OpKind.GET, key=op.key)).current
-        time.sleep(0.0005)
-        return super().answer(Op(kind=OpKind.PUT, key=op.key, value=b"%d" % (int(current or 0) + op.amount)))
-
-
-class PutIfAbsentIsNotAtomic(Coordinating):
-    caught_by = ("test_one_put_if_absent_wins",)
-
-    def answer(self, op: Op) -> OpResult:
-        if op.kind is not OpKind.PUT_IF_ABSENT:
-            return super().answer(op)
-        current = super().answer(Op(kind=OpKind.GET, key=op.key)).current
-        time.sleep(0.002)
-        if current is not None:
-            return OpResult(False, current)
-        return super().answer(Op(kind=OpKind.PUT, key=op.key, value=op.value, ttl=op.ttl))
-
-
-class CompareAndSetDoesNotCompare(Coordinating):
-    caught_by = ("test_compare_and_set",)
-
-    def answer(self, op: Op) -> OpResult:
-        if op.kind is OpKind.COMPARE_AND_SET:
-            op = Op(kind=OpKind.PUT, key=op.key, value=op.value, ttl=op.ttl)
-        return super().answer(op)
-
-
-class CompareAndSetIsNotAtomic(Coordinating):
-    caught_by = ("test_compare_and_set_counts",)
-
-    def answer(self, op: Op) -> OpResult:
-        if op.kind is not OpKind.COMPARE_AND_SET:
-            return super().answer(op)
-        current = super().answer(Op(kind=OpKind.GET, key=op.key)).current
+    def put(self, records: Sequence[Record]) -> Any:
+        found = self.get([r.id for r in records])
         time.sleep(0.001)
-        if current != op.expected:
-            return OpResult(False, current)
-        return super().answer(Op(kind=OpKind.PUT, key=op.key, value=op.value, ttl=op.ttl))
+        better = [r for r, old in zip(records, found, strict=True) if old is None or old.attempt < r.attempt]
+        self.delete([r.id for r in better])
+        return super().put(better)
 
 
-class CountsChangedRowsOnly(Coordinating):
-    caught_by = ("test_setting_the_same_value_is_applied",)
+class PutsFromOneThreadOnly(Store):
+    caught_by = ("test_all_methods_from_many_threads",)
 
-    def answer(self, op: Op) -> OpResult:
-        if op.kind is OpKind.COMPARE_AND_SET and op.expected == op.value:
-            return OpResult(False, op.value)
-        return super().answer(op)
-
-
-class OverflowsAt32Bits(Coordinating):
-    caught_by = ("test_increment",)
-
-    def answer(self, op: Op) -> OpResult:
-        return super().answer(Op(kind=op.kind, key=op.key, value=op.value, expected=op.expected,
-                                 amount=min(op.amount, 2**31 - 1), ttl=op.ttl))  # fmt: skip
-
-
-class IncrementRaises(Coordinating):
-    caught_by = ("test_increment_of_what_is_no_number",)
-
-    def answer(self, op: Op) -> OpResult:
-        result = super().answer(op)
-        if op.kind is OpKind.INCREMENT and not result.applied:
-            raise ValueError("not a number")
-        return result
-
-
-class IncrementRenewsTheTtl(Coordinating):
-    caught_by = ("test_without_ttl_a_key_stays",)
-
-    def answer(self, op: Op) -> OpResult:
-        result = super().answer(op)
-        if op.kind is OpKind.INCREMENT and op.ttl:
-            super().answer(Op(kind=OpKind.PUT, key=op.key, value=result.current, ttl=op.ttl))
-        return result
-
-
-class KeysLiveForEver(Coordinating):
-    caught_by = ("test_keys_expire",)
-
-    def answer(self, op: Op) -> OpResult:
-        return super().answer(Op(kind=op.kind, key=op.key, value=op.value, expected=op.expected, amount=op.amount))
-
-
-class DeleteSaysAlwaysYes(Coordinating):
-    caught_by = ("test_delete",)
-
-    def answer(self, op: Op) -> OpResult:
-        result = super().answer(op)
-        return OpResult(True, None) if op.kind is OpKind.DELETE else result
-
-
-class DeleteDoesNotCompare(Coordinating):
-    caught_by = ("test_delete",)
-
-    def answer(self, op: Op) -> OpResult:
-        if op.kind is OpKind.DELETE:
-            op = Op(kind=OpKind.DELETE, key=op.key)
-        return super().answer(op)
-
-
-class ReordersABatch(Coordinating):
-    caught_by = ("test_a_batch_is_answered_in_order",)
-
-    def apply(self, ops: Sequence[Op]) -> Sequence[OpResult]:
-        order = sorted(range(len(ops)), key=lambda i: ops[i].kind is OpKind.GET)
-        results = dict(zip(order, super().apply([ops[i] for i in order]), strict=True))
-        return [results[i] for i in range(len(ops))]
-
-
-class LosesTheTailOfLargeOps(Coordinating):
-    caught_by = ("test_a_large_batch",)
-
-    def apply(self, ops: Sequence[Op]) -> Sequence[OpResult]:
-        return super().apply(ops[:500])
-
-
-class TruncatesKeys(Coordinating):
-    caught_by = ("test_keys_are_exact",)
-
-    def answer(self, op: Op) -> OpResult:
-        return super().answer(Op(kind=op.kind, key=op.key[:199], value=op.value, expected=op.expected))
-
-
-class OnePlaceMore(Coordinating):
-    caught_by = ("test_a_semaphore_has_so_many_places", "test_a_lock_is_a_semaphore_of_one")
-
-    def acquire(self, key: str, owner: str, *, slots: int = 1, ttl: float) -> bool:
-        return super().acquire(key, owner, slots=slots + 1, ttl=ttl)
-
-
-class NotReentrant(Coordinating):
-    caught_by = ("test_a_semaphore_has_so_many_places",)
-
-    def acquire(self, key: str, owner: str, *, slots: int = 1, ttl: float) -> bool:
-        if owner in self.server.records.places.get(key, {}):
-            return False
-        return super().acquire(key, owner, slots=slots, ttl=ttl)
-
-
-class AnybodyReleases(Coordinating):
-    caught_by = ("test_a_semaphore_has_so_many_places", "test_a_place_ends_with_its_ttl")
-
-    def release(self, key: str, owner: str) -> None:
-        owners = self.server.records.places.get(key, {})
-        if owners:
-            owners.popitem()
-
-
-class PlacesLiveForEver(Coordinating):
-    caught_by = ("test_a_place_ends_with_its_ttl",)
-
-    def acquire(self, key: str, owner: str, *, slots: int = 1, ttl: float) -> bool:
-        return super().acquire(key, owner, slots=slots, ttl=3600.0)
-
-
-class RenewLies(Coordinating):
-    caught_by = ("test_a_place_ends_with_its_ttl", "test_renewing_keeps_the_place")
-
-    def renew(self, key: str, owner: str, *, ttl: float) -> bool:
-        return super().renew(key, owner, ttl=ttl) or True
-
-
-class RenewDoesNothing(Coordinating):
-    caught_by = ("test_renewing_keeps_the_place",)
-
-    def renew(self, key: str, owner: str, *, ttl: float) -> bool:
-        return owner in self.server.records.places.get(key, {})
-
-
-class AcquireIsNotAtomic(Coordinating):
-    caught_by = ("test_places_under_contention",)
-
-    def acquire(self, key: str, owner: str, *, slots: int = 1, ttl: float) -> bool:
-        free = len(self.server.records.places.get(key, {})) < slots
+    def put(self, records: Sequence[Record]) -> Any:
+        self.buffer = records
         time.sleep(0.001)
-        return free and super().acquire(key, owner, slots=100, ttl=ttl)
+        return super().put(self.buffer)
 
 
-class IndexIsUnsorted(Coordinating):
-    caught_by = ("test_the_index_gives_what_is_due",)
+class NeedsSomethingToPut(Store):
+    caught_by = ("test_empty_batches_are_fine",)
 
-    def index_due(self, index: str, now: float, limit: int) -> Any:
-        return super().index_due(index, now, limit)[::-1]
-
-
-class IndexRoundsToSeconds(Coordinating):
-    caught_by = ("test_the_index_gives_what_is_due",)
-
-    def index_put(self, index: str, entries: Any) -> None:
-        super().index_put(index, {member: float(int(at)) for member, at in entries.items()})
+    def put(self, records: Sequence[Record]) -> Any:
+        self.last = records[-1]
+        return super().put(records)
 
 
-class IndexKeepsTheFirstTime(Coordinating):
-    caught_by = ("test_the_index_is_updated_and_emptied",)
+class TellsOfOneAndForgetsTheOthers(Store):
+    caught_by = ("test_waiting_for_many",)
 
-    def index_put(self, index: str, entries: Any) -> None:
-        there = self.server.records.indexes.get(index, {})
-        super().index_put(index, {member: at for member, at in entries.items() if member not in there})
+    def open(self) -> None:
+        super().open()
+        self.told: set[str] = set()
 
-
-class IndexRemoveSaysAlwaysYes(Coordinating):
-    caught_by = ("test_the_index_is_updated_and_emptied", "test_one_remover_wins_each_entry")
-
-    def index_remove(self, index: str, members: Sequence[str]) -> Any:
-        super().index_remove(index, members)
-        return list(members)
-
-
-MUTANTS: list[type[Store]] = [
-    found
-    for found in list(globals().values())
-    if isinstance(found, type) and issubclass(found, Store) and found not in (Store, Coordinating)
-]
+    def wait(self, ids: Sequence[str], timeout: float) -> Any:
+        found = super().wait([i for i in ids if i not in self.told], min(timeout, 0.2))
+        self.told.update(r.id for r in found)
+        return found[:1]
