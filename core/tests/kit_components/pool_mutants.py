@@ -297,7 +297,7 @@ class ReportsAtTheEndOfALongJob(Threads):
     caught_by = ("test_what_a_slot_has_finished_is_reported_while_its_next_job_runs",)
 
     def _flush(self) -> None:
-        if not self._ready and threading.current_thread() is not self._watcher:
+        if len(self._done) == len(self._held):
             super()._flush()
 
 

@@ -275,10 +275,11 @@ class PoolSuite(RunningTests):
         """
         if rig.spec.capabilities.soft_limit is Support.NO:
             pytest.skip("soft_limit=NO")
-        bench = rig.start(1, limited=(0.3, None))
+        bench = rig.start(1, limited=(0.5, None))
+        bench.feed(bench.jobs(3))  # so that starting a process does not count
         over = bench.job("until_limit", self.patience_s, task="kit.limited")
-        short = [bench.job("until_limit", 0.05, task="kit.limited") for _ in range(8)]
-        free = bench.job("until_limit", 0.5)
+        short = [bench.job("until_limit", 0.05, task="kit.limited") for _ in range(5)]
+        free = bench.job("until_limit", 0.8)
         bench.feed([over, *short, free])
         assert bench.outcome(over).state == "LIMIT", "a task ran past its soft limit"
         for job in [*short, free]:
@@ -288,9 +289,10 @@ class PoolSuite(RunningTests):
         """Check that a task that runs past its hard limit is ended, if that is declared, and no other."""
         if rig.spec.capabilities.hard_limit is Support.NO:
             pytest.skip("hard_limit=NO")
-        bench = rig.start(limited=(None, 0.3))
+        bench = rig.start(limited=(None, 1.0))
+        bench.feed(bench.jobs(20))
         over = bench.job("past_limits", 20.0, task="kit.limited")
-        others = [bench.job("sleep", 0.05, task="kit.limited"), bench.job("sleep", 0.6)]
+        others = [bench.job("sleep", 0.05, task="kit.limited"), bench.job("sleep", 1.5)]
         bench.feed([over, *others, *bench.jobs(10)])
         assert over.key in bench.sink.reported("crashed") or bench.outcome(over).state != "SUCCESS"
         for job in others:
