@@ -223,7 +223,8 @@ class TaskQ:
             )
         self._tasks[task.name] = task
         self.plugins.task_declared(self, task)
-        self._runtime = None
+        if self._runtime is not None:
+            self._runtime.add(task)
         return task
 
     @property
@@ -419,9 +420,13 @@ class TaskQ:
         return self.components.reply_address()
 
     def eager_runtime(self) -> TaskRuntime:
-        """Return the runtime for calls that run in this process."""
+        """Return the runtime for calls that run in this process; the first call starts it, ``close`` stops it."""
         if self._runtime is None:
-            self._runtime = TaskRuntime(self, "eager")
+            with self._lock:
+                if self._runtime is None:
+                    runtime = TaskRuntime(self, "eager")
+                    runtime.start()
+                    self._runtime = runtime
         return self._runtime
 
     def queue_spec(self, name: str) -> QueueSpec:
@@ -459,10 +464,12 @@ class TaskQ:
 
     def close(self) -> None:
         """Send what is waiting and close every connection; the application may be used again."""
-        producer, components = self.producer, self.components
+        producer, components, runtime = self.producer, self.components, self._runtime
         self._forget_connections()
         producer.close()
         components.close()
+        if runtime is not None:
+            runtime.stop()
 
 
 def _route(route: Any) -> Any:

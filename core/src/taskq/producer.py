@@ -79,7 +79,7 @@ class Producer:
     ) -> AsyncResult[Any]:
         """Send one call of a known task; see ``Task.delay`` and ``Task.apply_async``."""
         if self.app.settings.task_always_eager:
-            return self.apply(task, args, kwargs, options)
+            return self._apply_instead(task, args, kwargs, options)
         if options:
             outbound, result, settings = self._make_with_options(task.name, task, args, kwargs, options)
             self._deliver((outbound,), settings.get("publish_timeout"), settings.get("transaction"))
@@ -92,9 +92,7 @@ class Producer:
         self, task: Task[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], options: dict[str, Any] = _NO_OPTIONS
     ) -> AsyncResult[Any]:
         """As ``send``, through the one sending thread that all coroutines of the process share."""
-        if self.app.settings.task_always_eager:
-            return self.apply(task, args, kwargs, options)
-        if options:
+        if options or self.app.settings.task_always_eager:
             return await self.asend_by_name(task.name, task, args, kwargs, options)
         await self.app.aconnect()
         outbound, result = (self._makers.get(task.name) or self._compile(task))(args, kwargs)
@@ -126,6 +124,10 @@ class Producer:
         """As ``send_by_name``, without blocking the event loop."""
         if task is None:
             self._no_eager(name)
+        elif self.app.settings.task_always_eager:
+            import asyncio
+
+            return await asyncio.to_thread(self._apply_instead, task, args, kwargs, options)
         await self.app.aconnect()
         outbound, result, settings = self._make_with_options(name, task, args, kwargs, options)
         if settings.get("transaction") is not None:
@@ -140,7 +142,7 @@ class Producer:
     ) -> list[AsyncResult[Any]]:
         """Send many calls in as few transport calls as its batch limit allows; see ``TaskQ.send_many``."""
         if self.app.settings.task_always_eager:
-            return [self.apply(self.app.tasks[s.task], s.args, dict(s.kwargs), dict(s.options)) for s in signatures]
+            return [self.send_by_name(s.task, s.args, dict(s.kwargs), dict(s.options)) for s in signatures]
         made = [self._make_signature(s) for s in signatures]
         if not made:
             return []
@@ -155,7 +157,7 @@ class Producer:
     ) -> list[AsyncResult[Any]]:
         """As ``send_many``, without blocking the event loop."""
         if self.app.settings.task_always_eager:
-            return self.send_many(signatures)
+            return [await s.aapply_async() for s in signatures]
         await self.app.aconnect()
         made = [self._make_signature(s) for s in signatures]
         failures = await self._asender.send_many([m[0] for m in made], publish_timeout)
@@ -171,6 +173,15 @@ class Producer:
             task.name, task, args, kwargs, {**options, "ignore_result": False}, eager=True
         )
         return EagerResult.run(self.app, task, outbound)
+
+    def _apply_instead(
+        self, task: Task[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], options: dict[str, Any]
+    ) -> AsyncResult[Any]:
+        """Run a call that would otherwise be sent, raising its failure where that is asked for."""
+        result = self.apply(task, args, kwargs, options)
+        if self.app.settings.eager_propagates and result.failed():
+            result.get(allow_in_task=True)
+        return result
 
     def close(self) -> None:
         """Stop the sending thread; what it holds is sent first."""
@@ -295,9 +306,8 @@ class Producer:
         app = self.app
         app.freeze()
         name, codec = task.name, app.codec
-        route = app.router.find(name)
         if (
-            (app.router.dynamic and task.queue is None)
+            app.router.dynamic
             or task.models is not None
             or task.expires is not None
             or self._hooks()
@@ -305,6 +315,7 @@ class Producer:
             or codec.settings.max_payload_bytes is not None
         ):  # fmt: skip
             return lambda args, kwargs: self._make_with_options(name, task, args, dict(kwargs), _NO_OPTIONS)[:2]
+        route = app.router.find(name)
         queue = task.queue or route.queue or app.settings.default_queue
         priority = self._priority(task, route.priority, queue)
         keeps = task.keeps_result and app.store is not None

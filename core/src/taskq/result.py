@@ -222,8 +222,6 @@ class EagerResult(AsyncResult[R]):
         result = cls(header.id, app, task, kept=True)
         assert outcome.kind != RELEASED
         result._record = Record(header.id, outcome.state, outcome.result or b"", True, header.attempt)
-        if app.settings.task_always_eager and app.settings.eager_propagates and outcome.state != SUCCESS:
-            result.get(allow_in_task=True)
         return result
 
     def get(self, timeout: float | None = None, *, propagate: bool = True, allow_in_task: bool = True) -> R:

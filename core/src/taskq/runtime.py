@@ -10,7 +10,7 @@ import inspect
 import logging
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from contextvars import copy_context
 from typing import TYPE_CHECKING, Any
 
@@ -93,6 +93,12 @@ class TaskRuntime:
         """Return a task's time limits."""
         found = self.app.tasks[task]
         return TaskLimits(found.soft_time_limit, found.time_limit)
+
+    def add(self, task: Task[..., Any]) -> None:
+        """Take a task that was declared after this runtime was started."""
+        self._execute[task.name] = self._compile(task)
+        task.process_started()
+        self._started.append(task)
 
     def start(self) -> None:
         """Set up the tasks' shared resources and run the start hooks of this process."""
@@ -180,8 +186,7 @@ class TaskRuntime:
             async_chain = self._async_chain(task)
 
             def run_async(request: Request) -> Any:
-                # the runner's own context is that of the first task that it ran
-                return self._thread_loop().run(_await(async_chain, request), context=copy_context())
+                return self._run_coroutine(_await(async_chain, request))
 
             chain: Callable[[Request], Any] = run_async
         else:
@@ -200,6 +205,21 @@ class TaskRuntime:
             return await call(*request.args, **request.kwargs)
 
         return compose_run_async(core, [*self.app.middlewares, *task.hook_middlewares()])
+
+    def _run_coroutine(self, coroutine: Coroutine[Any, Any, Any]) -> Any:
+        """Run a coroutine to its end on this thread's event loop."""
+        import asyncio
+
+        context = copy_context()  # the loop's own is that of the first task that it ran
+        try:
+            asyncio.get_running_loop()
+        except RuntimeError:
+            return self._thread_loop().run(coroutine, context=context)
+        # An eager call from a coroutine: its thread waits here, so the task gets a loop on another one.
+        from concurrent.futures import ThreadPoolExecutor
+
+        with ThreadPoolExecutor(1) as executor:
+            return executor.submit(context.run, asyncio.run, coroutine).result()
 
     def _thread_loop(self) -> asyncio.Runner:
         """Return this thread's event loop: ``async def`` tasks on a pool of threads share one per thread."""
