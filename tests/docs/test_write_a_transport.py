@@ -13,7 +13,7 @@ from typing import NamedTuple
 import pytest
 
 from tests.support import fresh
-from tests.support.install import ROOT, distributions, is_ours, runtime_requirements
+from tests.support.install import ROOT, is_ours, runtime_requirements
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(240)]
 
@@ -45,11 +45,11 @@ class Reader:
         self.here = self.clone
         (self.clone / ".venv/bin").mkdir(parents=True)
         (self.clone / "plugin-template").symlink_to(ROOT / "plugin-template")
-        needs = {r for place in distributions() for r in runtime_requirements(place) if not is_ours(r)}
+        needs = {r for r in runtime_requirements(ROOT / "core") if not is_ours(r)}
         tools = ("pytest", "hypothesis", "hatchling", "editables")
         self.environment = fresh.Environment(folder / "venv", *needs, *tools)
         wheels = folder / "wheels"
-        fresh.build(distributions(), wheels)
+        fresh.build(fresh.buildable(), wheels)
         self.environment.install("taskq-core[standard]", find_links=[wheels])
         # What the page calls the clone's environment: these commands, on the fresh one.
         bin_folder = self.clone / ".venv/bin"

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 
 from packaging.requirements import Requirement
 
-from tests.support.install import is_ours, normalized
+from tests.support.install import distributions, is_ours, normalized
 
 if TYPE_CHECKING:
     import pytest
@@ -55,6 +55,11 @@ def run(*command: str | Path, cwd: Path | None = None, ok: int | None = 0, **env
     )
     assert ok is None or done.returncode == ok, f"{command} ended with {done.returncode}:\n{done.stdout}"
     return done.stdout
+
+
+def buildable() -> list[Path]:
+    """Our distributions but those that somebody has only begun with: tests/packaging/test_repository sees to them."""
+    return [f for f in distributions() if (f / "README.md").exists() and list(f.glob("src/*/__init__.py"))]
 
 
 def build(folders: Iterable[Path], target: Path) -> list[Path]:
