@@ -321,12 +321,11 @@ class Bells:
         try:
             if flags:
                 self._make_directory(0)
-            fd = os.open(self._board, os.O_RDWR | os.O_CLOEXEC | flags, self._shared_mode() & 0o666)
-            if flags and os.fstat(fd).st_uid == os.geteuid():
-                os.fchmod(fd, self._shared_mode() & 0o666)
+            fd = os.open(self._board, os.O_RDWR | os.O_CLOEXEC | flags, 0o600)
             status = os.fstat(fd)
-        except OSError as exc:
-            log.debug("no board %s: %s", self._board, exc)
+            if flags and status.st_uid == os.geteuid():
+                os.fchmod(fd, self._shared_mode() & 0o666)
+        except OSError:
             return
         self._close_board()
         self._board_seen = (status.st_dev, status.st_ino)
