@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import enum
 import inspect
+import re
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
@@ -123,6 +124,11 @@ def code(text: str) -> str:
     return f"`{text}`"
 
 
+def quoted(name: str) -> str:
+    """Return a name as TOML wants it in a key."""
+    return name if re.fullmatch(r"[\w-]+", name) else f'"{name}"'
+
+
 def plain(text: str) -> str:
     """Turn a docstring's double backticks into Markdown's."""
     return text.replace("``", "`")
@@ -175,12 +181,15 @@ def settings_page() -> str:
     parts += ["## `routes`\n", "A list of tables, `[[tool.taskq.routes]]`; the first whose `match` fits decides.\n"]
     parts += [_settings_table(fields_of(RouteSettings)), "## Options of plugins\n", OPTIONS_INTRO]
     for kind in KINDS:
-        specs = {(spec.name, distribution): spec for _, distribution, spec in records(kind)}
-        for (name, distribution), spec in specs.items():
+        section = PLUGIN_SECTIONS[kind]
+        names: dict[str, list[str]] = {}
+        for name, distribution, _ in records(kind):
+            names.setdefault(distribution, []).append(code(f"{section}.{quoted(name)}"))
+        for distribution, spec in {distribution: spec for _, distribution, spec in records(kind)}.items():
             options = fields_of(spec.options)
             if options:
-                title = f"### `{PLUGIN_SECTIONS[kind]}.{name}`\n"
-                parts += [title, f"{spec.summary or name} (`{distribution}`).\n", _settings_table(options)]
+                parts += [f"### {' · '.join(names[distribution])}\n", f"{spec.summary} (`{distribution}`).\n"]
+                parts += [_settings_table(options)]
     return "\n".join(parts)
 
 
