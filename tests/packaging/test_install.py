@@ -226,20 +226,6 @@ def test_the_documented_install_asks_no_index(index: list[str], wheels: Path, tm
     assert index == ["/simple/taskq-no-such-plugin/"], "without --no-index it is asked, or this test shows nothing"
 
 
-# Files of others that still hold such a line. Whoever mends one takes it out; nobody puts one in.
-NOT_YET = {
-    "core/src/taskq/_plugins/hints.py",
-    "core/src/taskq/_plugins/loading.py",
-    "core/src/taskq/_plugins/manager.py",
-    "core/src/taskq/testing/packaging.py",
-    *(
-        f"plugins/{name}/README.md"
-        for name in (
-            *("autoscaler-simple", "compressor-zlib", "pool-solo", "pool-threads", "scheduler-simple"),
-            "serializer-json",
-        )
-    ),
-}
 INSTALLERS = re.compile(
     r"(?:\bpip[23]?|-m pip|\buv pip|\bpipx|\buvx?)\s+(?:install|wheel|download|add|run)\b(?P<rest>[^`\n;&|)]*)"
 )
@@ -313,4 +299,4 @@ def test_no_documented_command_and_no_hint_could_fetch_ours() -> None:
             if could_fetch_ours(found["rest"]):
                 bad.setdefault(path.relative_to(ROOT).as_posix(), found[0].strip())
     assert seen > 10, "the search finds no install command at all, so it tests nothing"
-    assert {path: command for path, command in bad.items() if path not in NOT_YET} == {}
+    assert bad == {}

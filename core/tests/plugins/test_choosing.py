@@ -213,7 +213,7 @@ def test_why_tells_the_error_that_select_raises(site, settings, error):
 def test_a_known_name_says_what_to_install(site, kind, name, distribution):
     with pytest.raises(PluginNotInstalled) as raised:
         site.manager().select(kind, name)
-    assert f"provided by {distribution}: pip install {distribution} --find-links dist" in str(raised.value)
+    assert f"provided by {distribution}: pip install --no-index --find-links dist {distribution}" in str(raised.value)
 
 
 @pytest.mark.parametrize(

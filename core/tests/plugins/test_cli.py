@@ -109,8 +109,8 @@ def test_show_of_two_kinds_shows_both_and_a_broken_one_fails(site, run):
 def test_show_of_what_is_not_installed_says_what_to_do(run):
     known = run("show", "redis")
     assert known.exit_code == 1
-    assert "pip install taskq-transport-redis" in known.output
-    assert "pip install taskq-store-redis" in known.output
+    assert "pip install --no-index --find-links dist taskq-transport-redis" in known.output
+    assert "pip install --no-index --find-links dist taskq-store-redis" in known.output
     assert "here it is 'prefork'" in run("show", "processes").output
     assert "did you mean 'prefork'?" in run("show", "preforkk").output
 
@@ -171,7 +171,7 @@ def test_why_a_broker_that_keeps_no_results_says_so(site, run):
 def test_why_a_url_of_a_store_explains_the_store(run):
     result = run("why", "memcached://host")
     assert result.exit_code == 1
-    assert "pip install taskq-store-memcached" in result.output
+    assert "pip install --no-index --find-links dist taskq-store-memcached" in result.output
     assert "transport" not in result.output
 
 

@@ -448,6 +448,16 @@ def test_check_finds_a_requirement_that_is_not_installed_although_the_import_wor
     assert "requires no-such-client>=2, which is not installed: pip install 'no-such-client>=2'" in checked.detail
 
 
+def test_a_missing_distribution_of_ours_is_never_to_be_fetched_from_an_index(site):
+    site.distribution("acme", {"taskq.pools": {"x": "acme_plugin"}}, requires=["taskq-lib-none>=1", "no-such-client"])
+    site.module("acme_plugin", f"@hookimpl\ndef taskq_pool(name): return {BODIES['pool']}\n")
+    manager = site.manager()
+    detail = manager.check(manager.records()[0]).detail
+    assert detail.endswith(
+        "pip install --no-index --find-links dist 'taskq-lib-none>=1' && pip install 'no-such-client'"
+    )
+
+
 def test_a_plugin_error_raised_by_the_plugin_itself_passes_and_leaves_it_broken(site):
     before = "from taskq.errors import PluginNotInstalled\ndef fail(): raise PluginNotInstalled('needs its library')"
     plugin_of(site, "pool", "fail()", before=before)

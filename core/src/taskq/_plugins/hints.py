@@ -78,9 +78,13 @@ def label(kind: str, name: str) -> str:
     return f"{kind.replace('_', ' ')} {name!r}"
 
 
-def install_command(distribution: str) -> str:
-    """Return the command that installs a distribution of this project from a clone."""
-    return f"pip install {distribution} --find-links dist"
+def install_command(*requirements: str, again: bool = False) -> str:
+    """Return the command that installs distributions of this project from a clone; never from an index.
+
+    Their names are not this project's there: whoever registers one would have their code run.
+    """
+    force = "--force-reinstall " if again else ""
+    return f"pip install {force}--no-index --find-links dist {' '.join(requirements)}"
 
 
 def provider(kind: str, name: str) -> str | None:

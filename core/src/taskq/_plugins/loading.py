@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from taskq._plugins.hints import label
+from taskq._plugins.hints import install_command, label
 from taskq._plugins.records import GROUPS, KINDS, URL_KINDS, PluginRecord
 from taskq.errors import PluginBroken, PluginError, PluginIncompatible, PluginInvalid
 
@@ -64,7 +64,7 @@ def _load_with_stevedore(record: PluginRecord) -> Any:
 def failure(record: PluginRecord, exc: BaseException, what: str) -> PluginError:
     """Return the error for a plugin that failed: whose fault it is and what to do."""
     subject = f"{label(record.kind, record.name)} of {record.origin} {what}"
-    reinstall = f"pip install --force-reinstall {record.distribution}"
+    reinstall = install_command(record.distribution, again=True)
     if isinstance(exc, ImportError) and exc.name:
         top, own = exc.name.partition(".")[0], record.value.partition(":")[0].partition(".")[0]
         if top == "taskq":

@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, overload
 
 from taskq._plugins import choosing, discovery, loading
-from taskq._plugins.hints import label
+from taskq._plugins.hints import install_command, label
 from taskq._plugins.records import KINDS, Explanation, Kind, Plan, PluginRecord, State
 from taskq.errors import ConfigError, PluginBroken, PluginError, PluginIncompatible, PluginInvalid, TaskQError
 
@@ -213,9 +213,13 @@ class PluginManager:
             loading.check_command(plugin, record)
         missing = discovery.missing_requirements(record.distribution)
         if missing:
+            ours = [repr(m) for m in missing if m.lower().startswith("taskq")]
+            theirs = [repr(m) for m in missing if not m.lower().startswith("taskq")]
+            commands = [install_command(*ours)] if ours else []
+            commands += [" ".join(["pip install", *theirs])] if theirs else []
             raise PluginBroken(
                 f"{label(record.kind, record.name)} of {record.origin} requires {', '.join(missing)}, "
-                f"which is not installed: pip install {' '.join(repr(m) for m in missing)}"
+                f"which is not installed: {' && '.join(commands)}"
             )
 
     # --------------------------------------------------------------------------------------------- contributions

@@ -50,7 +50,8 @@ class PackagingSuite(Suite):
         assert self.kind in KINDS, f"kind is {self.kind!r}, not one of {', '.join(KINDS)}"
         found = [r for r in PluginManager().records(self.kind) if r.name == self.name]
         assert found, (
-            f"no installed distribution offers the {self.kind} {self.name!r}: install yours (pip install -e .)"
+            f"no installed distribution offers the {self.kind} {self.name!r}: install yours "
+            "(pip install --no-index --no-deps --no-build-isolation -e .)"
         )
         assert len(found) == 1, f"several distributions offer it: {', '.join(r.origin for r in found)}"
         return found[0]
