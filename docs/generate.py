@@ -14,8 +14,10 @@ tests/docs fails when a page is not what this program would write.
 from __future__ import annotations
 
 import enum
+import functools
 import inspect
 import re
+import subprocess
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
@@ -156,12 +158,20 @@ def value_text(value: Any) -> str:
     return str(value)
 
 
+@functools.cache
+def our_plugins() -> frozenset[str]:
+    """Return the distributions of this tree: what is committed, so that nobody's unfinished work is on the pages."""
+    command = ["git", "ls-files", "plugins/*/pyproject.toml"]
+    listed = subprocess.run(command, cwd=DOCS.parent, capture_output=True, text=True, check=False).stdout.split()
+    files = map(Path, listed) if listed else (DOCS.parent / "plugins").glob("*/pyproject.toml")
+    return frozenset(f"taskq-{file.parent.name}" for file in files)
+
+
 def records(kind: str) -> Iterator[tuple[str, str, Any]]:
     """Yield (name, distribution, spec) of every installed plugin of a kind that is a distribution of this tree."""
     plugins = TaskQ("docs", isolated=True).plugins
-    ours = {folder.name for folder in (DOCS.parent / "plugins").iterdir()}
     for record in plugins.records(kind):
-        if record.distribution.removeprefix("taskq-") in ours:
+        if record.distribution in our_plugins():
             yield record.name, record.distribution, plugins.select(record.kind, record.name)
 
 

@@ -123,7 +123,7 @@ def test_paths_in_contributing_exist() -> None:
             folder = found.parent if found.is_file() else found
 
 
-# -------------------------------------------------------------------------------------------------- nothing from an index
+# ---------------------------------------------------------------------------------------------- nothing from an index
 
 
 def test_no_page_installs_a_package_of_ours_from_an_index() -> None:
