@@ -177,6 +177,7 @@ class PoolSuite(RunningTests):
         bench.open("gate")
         bench.wait_for(*jobs)
         eventually(self.patience_s, "one slot is free", lambda: bench.pool.free() == 1)
+        bench.feed(bench.jobs(200))  # so that it takes short jobs ahead
         later = bench.jobs(4, "wait", "second gate")
         later = later[: bench.submit(later)]
         bench.until_running(later[0])
