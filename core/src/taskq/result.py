@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
 
 from taskq import envelope
 from taskq.context import request_var
-from taskq.errors import PluginError, ResultNotKept, SerializationError, TaskQError, TaskTimeout
+from taskq.errors import PluginError, ResultNotKept, SerializationError, StoreError, TaskQError, TaskTimeout
 from taskq.failure import decode_payload, error_for_state, rebuild
 from taskq.message import RELEASED, Job, Outbound, Record
 from taskq.states import SUCCESS, TERMINAL, UNKNOWN
@@ -71,15 +71,19 @@ class AsyncResult(Generic[R]):
         """Wait for the task to end without blocking the event loop; see ``get``."""
         import asyncio  # a fifth of the import time of a program that may never await
 
-        self._check_wait(allow_in_task)
         record = self._final()
         if record is None:
             await self._app.aconnect()
+        self._check_wait(allow_in_task)
+        if record is None:
             future = self._app.waiter.subscribe(self.id, asyncio.get_running_loop())
             try:
                 record = await asyncio.wait_for(future, timeout)
             except TimeoutError:
-                raise self._timeout(timeout) from None
+                refusal = await self._app.arun(lambda: self._timeout(timeout))
+                record = self._final()  # it may have come at the last moment
+                if record is None:
+                    raise refusal from None
             finally:
                 self._app.waiter.unsubscribe(self.id, future)
         return self._value(record, propagate)
@@ -168,9 +172,11 @@ class AsyncResult(Generic[R]):
             )
 
     def _timeout(self, timeout: float | None) -> TaskTimeout:
-        return TaskTimeout(
-            f"task [{self.id}] did not end within {timeout} s; it may still run, its state is {self.state}"
-        )
+        try:
+            state = self.state
+        except StoreError as error:
+            state = f"not known: {error}"
+        return TaskTimeout(f"task [{self.id}] did not end within {timeout} s; it may still run, its state is {state}")
 
     def _final(self) -> Record | None:
         return self._record if self._record is not None and self._record.terminal else None
@@ -251,7 +257,7 @@ def as_completed(results: Iterable[AsyncResult[R]], timeout: float | None = None
         result._check_wait(allow_in_task=False)
         if result._final() is not None:
             yield pending.pop(result.id)
-    for record in app.waiter.wait_many(set(pending), deadline):
+    for record in app.waiter.wait_many(set(pending), deadline) if pending else ():
         result = pending.pop(record.id)
         result._record = record
         yield result

@@ -52,6 +52,8 @@ class ResultWaiter:
         self._thread_wake = threading.Condition(self._lock)
         self._pid = os.getpid()
         self._closed = False
+        self._down_since: float | None = None
+        self._nudge = threading.Event()
 
     # --------------------------------------------------------------------------------------------------- threads
 
@@ -75,11 +77,21 @@ class ResultWaiter:
             while waiter.ids or waiter.found:
                 yield from self._next(waiter, deadline)
                 if waiter.ids and deadline is not None and time.monotonic() >= deadline:
+                    yield from self._last_look(waiter.ids)
                     return
         finally:
             with self._lock:
                 self._waiters.remove(waiter)
                 self._appoint()
+
+    def _last_look(self, ids: set[str]) -> list[Record]:
+        """Return what is there by now: who leads may not have asked for these ids yet."""
+        try:
+            return [r for r in self._store.get(list(ids)) if r is not None and r.terminal]
+        except StoreError as error:
+            if not error.retryable:
+                raise
+            return []
 
     def _next(self, waiter: _Waiter, deadline: float | None) -> list[Record]:
         with self._lock:
@@ -147,7 +159,7 @@ class ResultWaiter:
                 self._leader = self
             try:
                 self._lead(_SLICE)
-            except StoreError as error:
+            except Exception as error:  # whatever it is, those who wait must hear of it
                 self._fail_futures(error)
             finally:
                 with self._lock:
@@ -191,16 +203,22 @@ class ResultWaiter:
             _call_loop(loop, _set_results, pairs)
 
     def _ask(self, ids: list[str], timeout: float) -> list[Record]:
-        give_up, pause = time.monotonic() + _RETRY_FOR, _POLL_FIRST
+        end, pause = time.monotonic() + timeout, _POLL_FIRST
         while True:
             try:
-                if self._pusher is not None:
-                    return list(self._pusher.wait(ids, timeout))
-                return self._poll(ids, timeout)
+                left = max(0.0, end - time.monotonic())
+                found = list(self._pusher.wait(ids, left)) if self._pusher is not None else self._poll(ids, left)
+                self._down_since = None
+                return found
             except StoreError as error:
-                if not error.retryable or time.monotonic() + pause > give_up:
+                now = time.monotonic()
+                if self._down_since is None:
+                    self._down_since = now
+                if not error.retryable or now - self._down_since > _RETRY_FOR:
                     raise
-                time.sleep(pause)
+                if now >= end:
+                    return []  # whoever waits no longer than this must not wait for the store
+                time.sleep(min(pause, end - now))
                 pause = min(pause * 2, _POLL_LONGEST)
 
     def _poll(self, ids: list[str], timeout: float) -> list[Record]:
@@ -210,12 +228,16 @@ class ResultWaiter:
             left = end - time.monotonic()
             if found or left <= 0:
                 return found
-            time.sleep(min(pause, left))
+            if self._nudge.wait(min(pause, left)):
+                self._nudge.clear()
+                return []  # there are more ids to ask for
             pause = min(pause * 2, _POLL_LONGEST)
 
     def _wake_store(self) -> None:
         if self._pusher is not None:
             self._pusher.wake()
+        else:
+            self._nudge.set()
 
     def close(self) -> None:
         """Stop the background thread."""
