@@ -4,6 +4,7 @@
 |---|---|
 | `server_url` | a function: `server_url("valkey")` is that server's URL; skips where there is none; fails if CI=true |
 | `postgresql_url`, `mariadb_url` | the URL of a fresh database, one per test module, dropped afterwards |
+| `redis_url` | the URL of an empty Redis database (on Valkey), emptied afterwards |
 | `database_url` | a function: `database_url("postgresql")` is the URL of one more fresh database, for this test alone |
 | `fault_seed` | the seed for random faults, from TASKQ_SEED or new, printed when the test fails |
 
@@ -81,6 +82,19 @@ def postgresql_url() -> Iterator[str]:
 def mariadb_url() -> Iterator[str]:
     with fresh_database(_server_url("mariadb")) as url:
         yield url
+
+
+@pytest.fixture
+def redis_url() -> Iterator[str]:
+    """Give an empty database of the Valkey server, one per test process, emptied again afterwards."""
+    import redis
+
+    worker = os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw")
+    url = f"{_server_url('valkey').rpartition('/')[0]}/{1 + int(worker) % 15}"
+    with redis.Redis.from_url(url) as client:
+        client.flushdb()
+        yield url
+        client.flushdb()
 
 
 @pytest.fixture

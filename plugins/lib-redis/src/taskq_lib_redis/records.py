@@ -1,0 +1,78 @@
+"""Results in Redis: one string per task, and the rule about which record replaces which, in Lua and in Python.
+
+A value is a rank of 17 ASCII characters (epoch and attempt in hexadecimal, 1 for terminal), then the record in
+MessagePack. Ranks compare as strings, so a script decides without decoding.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Protocol, runtime_checkable
+
+import msgspec
+
+from taskq.message import Record
+
+RANK = 17
+PUT_LUA = """
+local function put(key, value, ttl)
+  local old = redis.call('GETRANGE', key, 0, 16)
+  if old ~= '' then
+    local new = string.sub(value, 1, 17)
+    if new < old or (new == old and string.sub(new, 17) == '1')
+       or (string.sub(new, 1, 16) == string.sub(old, 1, 16) and string.sub(old, 17) == '1') then
+      return false
+    end
+  end
+  redis.call('SET', key, value, 'PX', ttl)
+  return true
+end
+"""
+
+_encode = msgspec.msgpack.Encoder().encode
+_decode = msgspec.msgpack.Decoder(tuple[str, str, bytes, bool, int, int, float, str | None, bytes | None]).decode
+_encode_pairs = msgspec.msgpack.Encoder().encode
+decode_pairs = msgspec.msgpack.Decoder(list[bytes]).decode
+
+
+def encode_record(record: Record) -> bytes:
+    """Return a record's value."""
+    body = _encode((
+        record.id, record.state, record.payload, record.terminal, record.attempt, record.epoch, record.ttl,
+        record.reply, record.follow_ups,
+    ))  # fmt: skip
+    return b"%08x%08x%d%b" % (record.epoch, record.attempt, record.terminal, body)
+
+
+def decode_record(value: bytes) -> Record:
+    """Return the record of a value."""
+    return Record(*_decode(value[RANK:]))
+
+
+def record_arguments(records: Sequence[Record], prefix: str) -> tuple[list[Any], list[Any]]:
+    """Return what a script needs to store records: keys with values and ttl in ms, and what to publish where."""
+    stored: list[Any] = []
+    pushed: dict[str, list[bytes]] = {}
+    for record in records:
+        value = encode_record(record)
+        stored += (f"{prefix}r:{record.id}", value, max(1, int(record.ttl * 1000)))
+        if record.reply and record.terminal:
+            pushed.setdefault(record.reply, []).append(value)
+    published: list[Any] = []
+    for channel, values in pushed.items():
+        published += (channel, _encode_pairs(values))
+    return stored, published
+
+
+@runtime_checkable
+class RedisResults(Protocol):
+    """The result store of the same server and database, as the transport sees it."""
+
+    @property
+    def results_place(self) -> tuple[Any, ...]:
+        """Server, database and prefix: equal where a fused commit is possible."""
+        ...
+
+    def check_records(self, records: Sequence[Record]) -> None:
+        """Refuse what is too large before anything is sent. Raises: ResultTooLarge."""
+        ...

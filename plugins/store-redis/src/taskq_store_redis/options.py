@@ -1,0 +1,36 @@
+"""Options and promises of the Redis result store; asking for them imports no client library."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from taskq.spi import Durable, ReadableBy, StoreCapabilities, Support, option
+
+MAX_RECORD_BYTES = 256 * 1024 * 1024
+
+
+@dataclass(frozen=True)
+class RedisStoreOptions:
+    """Options of ``redis://`` as a result store."""
+
+    key_prefix: str = option("taskq:", help="beginning of every key")
+    connect_timeout: float = option(5.0, help="longest time to connect to one server", minimum=0.05, unit="s")
+    timeout: float = option(10.0, help="longest time to wait for an answer", minimum=0.05, unit="s")
+
+
+def capabilities(options: Any) -> StoreCapabilities:
+    """Return what the store promises."""
+    return StoreCapabilities(
+        cross_process=True,
+        network=True,
+        keeps=Durable.DURABLE,
+        readable_by=ReadableBy.ANYONE,
+        push=True,
+        ttl=Support.NATIVE,
+        supersede_exact=True,
+        coordination=True,
+        max_record_bytes=MAX_RECORD_BYTES,
+        max_batch=1000,
+        notes=("Durable as far as the server is: set maxmemory-policy noeviction, or results may go early.",),
+    )

@@ -1,0 +1,30 @@
+"""Offers the Redis result store."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from taskq.spi import StoreConfig, StoreSpec, hookimpl
+from taskq_store_redis.options import RedisStoreOptions, capabilities
+
+if TYPE_CHECKING:
+    from taskq.spi import ResultStore
+
+
+def _make(config: StoreConfig) -> ResultStore:
+    from taskq_store_redis.store import RedisStore
+
+    return RedisStore(config)
+
+
+@hookimpl
+def taskq_result_store(scheme: str) -> StoreSpec:
+    return StoreSpec(
+        spi="0.1",
+        name="redis",
+        schemes=("redis", "rediss", "valkey"),
+        factory=_make,
+        capabilities=capabilities,
+        options=RedisStoreOptions,
+        summary="Results on a Redis or Valkey server, pushed to whoever waits",
+    )

@@ -1,0 +1,72 @@
+"""Options and promises of the Redis transport; asking for them imports no client library."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from taskq.spi import (
+    Capabilities,
+    DeliveryCount,
+    Duplicates,
+    Durability,
+    Fencing,
+    HandBack,
+    LeaseScope,
+    Ordering,
+    Support,
+    WakeUp,
+    option,
+)
+
+MAX_PAYLOAD_BYTES = 256 * 1024 * 1024
+"""Half of what one Redis string may hold, so that a frame and its script argument fit."""
+
+
+@dataclass(frozen=True)
+class RedisOptions:
+    """Options of ``redis://`` as a broker."""
+
+    key_prefix: str = option("taskq:", help="beginning of every key")
+    connect_timeout: float = option(5.0, help="longest time to connect to one server", minimum=0.05, unit="s")
+    timeout: float = option(10.0, help="longest time to wait for an answer", minimum=0.05, unit="s")
+    poll_interval: float = option(
+        1.0, help="how often an idle consumer looks for what no bell announced", minimum=0.01, unit="s"
+    )
+
+
+def capabilities(options: Any) -> Capabilities:
+    """Return the widest promise; what survives the server's death depends on its own persistence settings."""
+    return Capabilities(
+        durability=Durability.DISK,
+        cross_process=True,
+        network=True,
+        lease_scope=LeaseScope.CONSUMER,
+        lease_default_s=10.0,
+        lease_min_s=0.1,
+        fencing=Fencing.EXACT,
+        duplicates=Duplicates.AFTER_LOST_LEASE,
+        delivery_count=DeliveryCount.EXACT,
+        ordering=Ordering.QUEUE,
+        hand_back=HandBack.NATIVE,
+        wake_up=WakeUp.PUSH,
+        delay=Support.NATIVE,
+        release_delay=True,
+        priority=Support.NATIVE,
+        priority_levels=10,
+        priority_strict=True,
+        max_payload_bytes=MAX_PAYLOAD_BYTES,
+        max_send_batch=1000,
+        max_fetch_batch=1000,
+        max_settle_batch=4000,
+        stats=True,
+        purge=True,
+        peek=True,
+        fused_stores=("redis",),
+        notes=(
+            "Messages survive power loss with appendonly yes and appendfsync always; with other settings the server "
+            "may forget the last moments, and durability is declared accordingly once connected.",
+            "A failover to a replica loses what was not replicated yet.",
+            "One server and its fail-over servers; Redis Cluster is not supported yet.",
+        ),
+    )
