@@ -83,8 +83,8 @@ class DeadInfo(Struct, omit_defaults=True):
 
 _NUMBER: Final = (int, float)
 _TYPES: Final[Mapping[str, Any]] = {
-    NOT_BEFORE: _NUMBER, EXPIRES: _NUMBER, PRIORITY: int, GROUP: str, EPOCH: int, TRANSFORMS: list, STORE: str, PARENT: str,
-    ROOT: str, TRACE: dict, HEADERS: dict, PARKED: _NUMBER, MAX_RETRIES: int, HISTORY: list,
+    NOT_BEFORE: _NUMBER, EXPIRES: _NUMBER, PARKED: _NUMBER, PRIORITY: int, EPOCH: int, MAX_RETRIES: int, GROUP: str,
+    STORE: str, PARENT: str, ROOT: str, TRANSFORMS: list, HISTORY: list, TRACE: dict, HEADERS: dict,
 }  # fmt: skip
 _LATEST: Final = 1e11
 """Epoch seconds beyond which no time can be meant; infinity and NaN are beyond it too."""

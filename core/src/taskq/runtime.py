@@ -24,7 +24,6 @@ from taskq.errors import (
     ResultTooLarge,
     Retry,
     SerializationError,
-    TaskArgumentsError,
     TaskFailure,
     TaskInterrupted,
 )
@@ -245,7 +244,7 @@ class TaskRuntime:
         if task.models is not None:
             try:
                 args, kwargs = task.models.load_arguments(args, kwargs)
-            except TaskArgumentsError as error:
+            except Exception as error:  # a validator may raise anything; another try would see the same
                 return self._failure(task, header, error)
         return header, Request(header, args, kwargs, job.queue, job.deliveries, task, self.worker)
 

@@ -6,6 +6,7 @@ import inspect
 import keyword
 import typing
 from collections.abc import Callable
+from itertools import repeat
 from typing import Any
 
 import msgspec
@@ -64,9 +65,21 @@ class Models:
     Only annotations that hold a model are looked at; other parameters pass untouched.
     """
 
-    def __init__(self, parameters: dict[str, Any], positional: list[str], result: Any) -> None:
-        self._load = {name: _loader(annotation) for name, annotation in parameters.items()}
-        self._positional = positional
+    def __init__(self, parameters: list[inspect.Parameter], annotations: dict[str, Any], result: Any) -> None:
+        self._rest: Callable[[Any], Any] = _untouched
+        self._others: Callable[[Any], Any] = _untouched
+        self._positional: list[Callable[[Any], Any]] = []
+        self._load: dict[str, Callable[[Any], Any]] = {}
+        for p in parameters:
+            step = _loader(annotations[p.name]) if p.name in annotations else _untouched
+            if p.kind is p.VAR_POSITIONAL:
+                self._rest = step
+            elif p.kind is p.VAR_KEYWORD:
+                self._others = step
+            else:
+                self._load[p.name] = step
+                if p.kind is not p.KEYWORD_ONLY:
+                    self._positional.append(step)
         self._load_result = _loader(result) if result is not None else None
 
     @classmethod
@@ -83,8 +96,7 @@ class Models:
         wanted = result if result is not None and _holds_model(result) else None
         if not found and wanted is None:
             return None
-        positional = [p.name for p in signature if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
-        return cls(found, positional, wanted)
+        return cls(signature, found, wanted)
 
     def plain(self, value: Any) -> Any:
         """Return a value with every model in it turned into plain data."""
@@ -96,16 +108,22 @@ class Models:
         Raises:
             TaskArgumentsError: a value that its model refuses.
         """
-        load, names = self._load, self._positional
+        load, others = self._load, self._others
         try:
-            loaded = [load[names[i]](v) if i < len(names) and names[i] in load else v for i, v in enumerate(args)]
-            return loaded, {k: load[k](v) if k in load else v for k, v in kwargs.items()}
+            loaded = [
+                step(v) for step, v in zip([*self._positional, *repeat(self._rest, len(args))], args, strict=False)
+            ]
+            return loaded, {k: load.get(k, others)(v) for k, v in kwargs.items()}
         except ValueError as error:  # pydantic.ValidationError and msgspec.ValidationError are ValueErrors
             raise TaskArgumentsError(f"an argument was refused by its model: {error}") from error
 
     def load_result(self, value: Any) -> Any:
         """Return a result with its model rebuilt."""
         return value if self._load_result is None or value is None else self._load_result(value)
+
+
+def _untouched(value: Any) -> Any:
+    return value
 
 
 def _is_model(annotation: Any) -> bool:

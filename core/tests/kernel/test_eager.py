@@ -43,7 +43,8 @@ def test_every_way_of_sending(eager: TaskQ) -> None:
     async def twins() -> list[int]:
         results = [
             await add.adelay(1), await add.aapply_async((2,)), await eager.asend_task("add", (3,)),
-            await add.s(4).adelay(), await add.s().aapply_async((5,)), *await eager.asend_many([add.s(6), add.s(7, y=0)]),
+            await add.s(4).adelay(), await add.s().aapply_async((5,)),
+            *await eager.asend_many([add.s(6), add.s(7, y=0)]),
         ]  # fmt: skip
         return [await r.aget() for r in results]
 

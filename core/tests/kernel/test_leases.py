@@ -55,7 +55,9 @@ def lose(app: TaskQ, worker: Any) -> None:
         server.queues.reap(server.clock.monotonic())
 
 
-def test_a_task_that_outlasts_many_leases_runs_once(rig: Any, backend: str, pool: str, runs: list[Any], gate: Gate) -> None:
+def test_a_task_that_outlasts_many_leases_runs_once(
+    rig: Any, backend: str, pool: str, runs: list[Any], gate: Gate
+) -> None:
     app = rig.app(backend, lease=0.5 if backend == "sqlite" else 0.2)
     task = gated(app, gate, runs)
     result = task.delay()
@@ -130,7 +132,9 @@ def test_unstarted_copies_of_lost_messages_are_dropped(rig: Any, pool: str, runs
     assert sorted(i for i in runs if i > 200) == [201, 202, 203, 204]
 
 
-def test_what_waits_behind_a_slow_task_is_handed_back(rig: Any, backend: str, pool: str, runs: list[Any], gate: Gate) -> None:
+def test_what_waits_behind_a_slow_task_is_handed_back(
+    rig: Any, backend: str, pool: str, runs: list[Any], gate: Gate
+) -> None:
     """Messages were taken ahead while tasks were quick; one turns out slow: another worker must get the rest."""
     app = rig.app(backend)
     task = gated(app, gate, runs)
@@ -182,7 +186,9 @@ def test_prefetch_is_the_most_that_is_held(rig: Any, pool: str, monkeypatch: pyt
         assert worker.consumer._credit <= 3
 
 
-def test_what_ended_before_a_slow_task_does_not_wait_for_it(rig: Any, backend: str, runs: list[Any], gate: Gate) -> None:
+def test_what_ended_before_a_slow_task_does_not_wait_for_it(
+    rig: Any, backend: str, runs: list[Any], gate: Gate
+) -> None:
     """The solo pool runs a slice of jobs before it reports; a slow one among them must not hold the others' results."""
     app = rig.app(backend)
     task = gated(app, gate, runs)
@@ -206,7 +212,10 @@ def test_runs_whose_message_never_comes_back_are_forgotten(
     app = rig.app()
     app.task(name="noop")(lambda i: i)
     with rig.work(app, pool) as worker:
-        jobs = [Job(-i, b"", "noop", "default", 1, 0, Header(f"x{i}", "noop"), Delivery(b"", f"r{i}", "default")) for i in range(1, 6)]
+        jobs = [
+            Job(-i, b"", "noop", "default", 1, 0, Header(f"x{i}", "noop"), Delivery(b"", f"r{i}", "default"))
+            for i in range(1, 6)
+        ]
         worker.held.update({job.key: job for job in jobs})
         worker.engine.lost([Lost(f"r{i}") for i in range(1, 6)])
         assert not worker.held

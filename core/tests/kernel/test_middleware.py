@@ -68,7 +68,8 @@ def test_the_first_added_is_the_outermost(rig: Any, app: TaskQ, pool: str, kind:
     with rig.work(app, pool):
         assert work.delay(5).get(timeout=10) == 2
     assert seen == [
-        "a.before", "a.enter", "b.before", "b.enter", "run", "b.leave", "b.after(2, None)", "a.leave", "a.after(2, None)",
+        "a.before", "a.enter", "b.before", "b.enter", "run", "b.leave", "b.after(2, None)", "a.leave",
+        "a.after(2, None)",
     ]  # fmt: skip
 
 

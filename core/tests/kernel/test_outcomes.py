@@ -40,9 +40,9 @@ def outcome_app(rig: Any, backend: str) -> TaskQ:
 
     @app.task(name="raise_base")
     def raise_base(name: str) -> None:
-        raise {"exit": SystemExit, "interrupt": KeyboardInterrupt, "generator": GeneratorExit, "base": BaseException}[name](
-            "from the task"
-        )
+        raise {"exit": SystemExit, "interrupt": KeyboardInterrupt, "generator": GeneratorExit, "base": BaseException}[
+            name
+        ]("from the task")
 
     @app.task(name="reject", max_retries=5)
     def reject() -> None:
@@ -210,7 +210,7 @@ def test_an_unknown_task_is_dead_when_nobody_takes_it_in_time(rig: Any, outcome_
 def test_wrong_arguments_are_refused_at_the_call(rig: Any, outcome_app: TaskQ) -> None:
     add = outcome_app.tasks["add"]
     for args, kwargs in [((), {}), ((1, 2, 3), {}), ((1,), {"z": 1}), ((1,), {"x": 1})]:
-        with pytest.raises(TaskArgumentsError, match="do not fit task add.*nothing was sent") as caught:
+        with pytest.raises(TaskArgumentsError, match=r"do not fit task add.*nothing was sent") as caught:
             add.delay(*args, **kwargs)
         assert isinstance(caught.value, TypeError)
         with pytest.raises(TaskArgumentsError):

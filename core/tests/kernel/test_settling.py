@@ -1,4 +1,4 @@
-"""From a finished task to an ended message: nothing is lost, nothing runs twice, whichever server is down or dies when."""
+"""From a finished task to an ended message: nothing is lost or run twice, whichever server is down or dies when."""
 
 from __future__ import annotations
 

@@ -320,7 +320,7 @@ def test_autodiscover(rig: Any, site: Path) -> None:
     assert app.autodiscover(["pkg_a", "pkg_b", "pkg_c"]) == ["pkg_a.tasks"]
     assert app.autodiscover(["pkg_c"], "jobs") == ["pkg_c.jobs"]
     assert set(app.tasks) == {"pkg_a.tasks", "pkg_c.jobs"}
-    with pytest.raises(ConfigError, match="autodiscover: 'pkg_missing.tasks' cannot be imported"):
+    with pytest.raises(ConfigError, match=r"autodiscover: 'pkg_missing\.tasks' cannot be imported"):
         app.autodiscover(["pkg_missing"])
 
 

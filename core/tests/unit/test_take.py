@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 
 from hypothesis import given
@@ -36,7 +37,7 @@ def test_quick_tasks_are_taken_by_the_hundred_step_by_step() -> None:
     targets = [take.target() for _ in range(12)]
     assert targets == sorted(targets)
     assert targets[0] <= 4
-    assert all(after <= 2 * before for before, after in zip(targets, targets[1:], strict=False))
+    assert all(after <= 2 * before for before, after in itertools.pairwise(targets))
     assert targets[-1] == 512
 
 
@@ -104,7 +105,9 @@ def test_resize() -> None:
 @given(
     slots=st.integers(1, 64),
     cap=st.integers(1, 2000),
-    batches=st.lists(st.lists(st.tuples(st.sampled_from("abc"), st.floats(0, 100)), min_size=1, max_size=8), max_size=20),
+    batches=st.lists(
+        st.lists(st.tuples(st.sampled_from("abc"), st.floats(0, 100)), min_size=1, max_size=8), max_size=20
+    ),
     trips=st.lists(st.floats(0, 10), max_size=3),
 )
 def test_never_below_the_slots_nor_above_both_limits(

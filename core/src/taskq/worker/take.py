@@ -32,7 +32,7 @@ class TakeEstimator:
         self._estimates: dict[str, tuple[float, int]] = {}
         self.worst: float | None = None
         self.stalled = False
-        """Set when work had to be handed back behind a slow task: nothing is taken ahead until something has finished."""
+        """Set when work had to be handed back behind a slow task: nothing is taken ahead until something ends."""
 
     def resize(self, slots: int) -> None:
         """Take a new number of slots into account."""
