@@ -285,6 +285,7 @@ def crash(tmp_path: Path) -> Iterator[Crash]:
     crash.close()
 
 
+@pytest.mark.slow
 def test_a_task_that_kills_its_process_ends_as_a_dead_letter(crash: Crash) -> None:
     result = crash.app.send_task("kill")
     for _ in range(2):  # max_deliveries
@@ -296,6 +297,7 @@ def test_a_task_that_kills_its_process_ends_as_a_dead_letter(crash: Crash) -> No
     assert (info.task, info.state) == ("kill", "DEAD")
 
 
+@pytest.mark.slow
 def test_a_killed_worker_s_task_runs_elsewhere(crash: Crash) -> None:
     result = crash.app.send_task("wait")
     first = crash.worker("solo")
@@ -309,6 +311,7 @@ def test_a_killed_worker_s_task_runs_elsewhere(crash: Crash) -> None:
     assert dead(crash.app) == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("pool", "signals", "code"),
     [

@@ -93,6 +93,7 @@ def test_the_table_is_right_and_nothing_stays_behind(demo: Demo) -> None:
     assert demo.workers() == []
 
 
+@pytest.mark.slow
 def test_what_cannot_be_measured_is_said_and_an_unexpected_failure_is_a_dead_letter(demo: Demo) -> None:
     (demo.sources / "old.py").write_text("print 'Python 2'\n")
     (demo.sources / "gone.py").symlink_to(demo.sources / "nowhere.py")
@@ -105,6 +106,7 @@ def test_what_cannot_be_measured_is_said_and_an_unexpected_failure_is_a_dead_let
     assert row(output, "total")[0] == "3"
 
 
+@pytest.mark.slow
 def test_a_folder_without_python_is_measured_too(demo: Demo, tmp_path: Path) -> None:
     texts = tmp_path / "texts"
     texts.mkdir()
@@ -114,6 +116,7 @@ def test_a_folder_without_python_is_measured_too(demo: Demo, tmp_path: Path) -> 
     assert row(output, "total") == ["1", "1", "3", "0", "0"]
 
 
+@pytest.mark.slow
 def test_keep_leaves_the_queue_and_the_logs_and_says_how_to_look(demo: Demo) -> None:
     code, output = demo.run("--keep", "--workers", "1", demo.sources)
     assert code == 0, output
@@ -135,6 +138,7 @@ def test_a_bad_folder_is_said_in_one_line(demo: Demo, tmp_path: Path, folder: st
     assert demo.left() == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("number", "expected"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_signal_in_the_middle_ends_it_cleanly(demo: Demo, number: signal.Signals, expected: int) -> None:
     for i in range(300):

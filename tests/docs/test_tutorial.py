@@ -86,6 +86,7 @@ def reader(tmp_path: Path) -> Iterator[Reader]:
     reader.stop_worker()
 
 
+@pytest.mark.slow
 def test_the_tutorial_works_as_it_stands(reader: Reader) -> None:
     shop = one("python", r"^app = TaskQ").text
     (reader.folder / "shop.py").write_text(shop)
