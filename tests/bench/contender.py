@@ -83,11 +83,12 @@ class Box:
         """Start a worker that notes when so many tasks have run; stop it afterwards."""
         log = self.folder / "worker.log"
         environment = {**self.environment, "BENCH_MARKS": ",".join(map(str, marks or []))}
+        command = [part.replace("{url}", self.environment["BENCH_URL"]) for part in self.contender.facts["worker"]]
         self.marks.unlink(missing_ok=True)
         with log.open("wb") as output:
             started = time.monotonic()
             process = subprocess.Popen(
-                [part.replace("{url}", self.environment["BENCH_URL"]) for part in self.contender.facts["worker"]], cwd=self.folder, env=environment, stdin=subprocess.DEVNULL,
+                command, cwd=self.folder, env=environment, stdin=subprocess.DEVNULL,
                 stdout=output, stderr=output, start_new_session=True,
             )  # fmt: skip
         running = RunningWorker(process, started, self.marks, log)
