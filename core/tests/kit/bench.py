@@ -25,11 +25,11 @@ class Impatient:
     """What a suite may set, for runs that are meant to fail: they should do it soon."""
 
     scheme = "memory"
-    patience_s = 0.5
     quiet_s = 0.03
     lease_s = 0.3
-    slack_s = 0.4
     ttl_s = 0.15
+    shrink = False
+    random_s = 60.0
 
 
 def run(
@@ -40,6 +40,7 @@ def run(
     spec: Any = None,
     url: str = "",
     give_up_s: float = 3.0,
+    patience_s: float = 0.5,
     **said: Any,
 ) -> str:
     """Run one test, with each of its parameter sets, on a plugin; return "" where it passed, or why it failed."""
@@ -52,6 +53,8 @@ def run(
     suite = type("Suite", (Impatient, kit), {})()
     suite.load_spec = lambda: spec
     suite.give_up_s = give_up_s
+    suite.patience_s = patience_s
+    suite.slack_s = max(0.4, patience_s / 2)
     method = getattr(suite, test)
     for arguments in _parameters(method):
         name = unique("mutant")

@@ -33,7 +33,7 @@ SOUND = sorted({(kit_of(mutant), test) for mutant, test in CASES}, key=str)
 
 @pytest.mark.parametrize(("kit", "test"), SOUND, ids=[test for _, test in SOUND])
 def test_a_sound_store_passes(kit: type, test: str) -> None:
-    assert not run(kit, test, Coordinating if kit is CoordinationSuite else Store)
+    assert not run(kit, test, Coordinating if kit is CoordinationSuite else Store, patience_s=10.0)
 
 
 @pytest.mark.parametrize("lie", [{"push": False}, {"ttl": Support.NO}, {"coordination": False}, {"max_batch": 0}])

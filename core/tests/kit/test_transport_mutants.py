@@ -32,7 +32,7 @@ def test_mutant_is_caught(mutant: type[Transport], test: str) -> None:
 
 @pytest.mark.parametrize("test", sorted({test for mutant in MUTANTS for test in mutant.caught_by}))
 def test_a_sound_transport_passes(test: str) -> None:
-    assert not run(TransportSuite, test, Transport)
+    assert not run(TransportSuite, test, Transport, patience_s=10.0)
 
 
 @pytest.mark.parametrize(
