@@ -45,7 +45,7 @@ def run(kit: type, test: str, spec: Any, **settings: Any) -> str:
 
 
 def _each(suite: Any, kit: type, method: Any) -> str:
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
         for number, arguments in enumerate(_parameters(method)):
             own = Path(folder, str(number))
             own.mkdir()
