@@ -302,6 +302,24 @@ def test_credit_that_comes_free_ends_the_wait(connect: Connect) -> None:
     assert woken_after(consumer, lambda: consumer.settle([Settlement(held.receipt)])) < 10
 
 
+def test_who_may_take_nothing_is_not_rung(connect: Connect) -> None:
+    transport = connect()
+    transport.send([out("1")])
+    full, free = consume(transport), consume(transport)
+    full.credit(1, 1 << 40)
+    take(full, 1)
+    for consumer in (full, free):
+        consumer._set_waiting(True)
+        consumer.fetch(1, 0.01)
+    for _ in range(4):
+        connect().send([out("2")])
+        assert full._bell is not None
+        assert not full._bell.drain()
+        free._set_waiting(True)
+    assert free._bell is not None
+    assert free._bell.drain()
+
+
 def test_credit_in_bytes(transport: SqliteTransport) -> None:
     """A message larger than all credit comes alone; nothing is read that may not be taken."""
     transport.send([out("a" * 60), out("b" * 60), out("c" * 60), out("d" * 1000), out("e")])

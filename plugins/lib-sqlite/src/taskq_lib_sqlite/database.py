@@ -104,6 +104,8 @@ class Transaction:
             if connection is not None:
                 if kind is None:
                     connection.execute("COMMIT")
+                    if database.new_queues:
+                        database.queues.update(database.new_queues)
                 elif connection.in_transaction:
                     connection.execute("ROLLBACK")
         except sqlite3.Error as failed:
@@ -115,6 +117,7 @@ class Transaction:
                     database.drop_connections()
             raise explain(failed, database.path) from failed
         finally:
+            database.new_queues.clear()
             database.lock.release()
         if isinstance(exc, sqlite3.Error):
             raise explain(exc, database.path) from exc
@@ -154,6 +157,8 @@ class Database:
         self.users = 0
         self.queues: dict[str, int] = {}
         """Numbers of queues by name, as far as seen; a queue's number never changes."""
+        self.new_queues: dict[str, int] = {}
+        """The same, as seen inside the running transaction; ``queues`` takes them over when it is committed."""
         self.file_id = ""
         """Names the file itself; another one stands at the path when this changes."""
         self.bells = Bells(path)

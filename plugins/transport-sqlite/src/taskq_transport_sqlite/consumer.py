@@ -7,6 +7,7 @@ import os
 import sqlite3
 import threading
 import time
+from collections import deque
 from collections.abc import Mapping, Sequence
 from itertools import count
 from typing import TYPE_CHECKING, Any
@@ -85,12 +86,12 @@ class SqliteConsumer:
         self._held_bytes = 0
         self._bytes_lock = threading.Lock()
         self._receipts = count(1)
-        self._losses: list[Lost] = []
+        self._losses: deque[Lost] = deque()
         self._hot = True
         self._woken = False
         self._starved = False
         self._on_board = False
-        self._announce = False
+        self._new = False
         self._next_due: float | None = None
         self._busy_since: float | None = None
         self._looked_after = time.monotonic()
@@ -99,11 +100,14 @@ class SqliteConsumer:
         self._file_id = ""
         with transport.moving as connection:
             self._register(connection)
-        transport.ringer.announce()
+        self._entered()
 
     def _register(self, connection: sqlite3.Connection) -> None:
-        """Enter this consumer under a new number, and its subscriptions, into whatever file is there now."""
-        self._file_id = self._database.file_id
+        """Enter this consumer under a new number, and its subscriptions, into whatever file is there now.
+
+        It counts when the transaction is committed and ``_entered`` was called; until then the next one does it again.
+        """
+        self._file_id = ""
         self._resolve(connection)
         until, until_wall = self.transport.leases.end(self.transport.lease_s)
         taken = {row[0] for row in connection.execute("SELECT slot FROM taskq_consumer")}
@@ -122,12 +126,24 @@ class SqliteConsumer:
             ),
         ).lastrowid
         self.number = number or 0
+        self._new = True
+
+    def _entered(self) -> None:
+        """Take note, after the commit, that a registration made in the transaction is there, and tell the others."""
+        if self._new:
+            self._new = False
+            self._file_id = self._database.file_id
+            self.transport.ringer.announce()
 
     # ----------------------------------------------------------------------------------------------------- intake
 
     @transport_errors
     def subscribe(self, queues: Sequence[Subscription], *, order: SubscribeOrder = "fair") -> None:
         self.check()
+        with self.transport.moving as connection:
+            # First by itself: a number that is known here must not be undone with what comes after.
+            for subscription in queues:
+                tables.find_queue(connection, subscription.queue)
         self._subscriptions, self._order = tuple(queues), order
         with self.transport.moving as connection:
             if self._registered(connection):
@@ -136,6 +152,7 @@ class SqliteConsumer:
                     "UPDATE taskq_consumer SET queues = ? WHERE number = ?",
                     (",".join(map(str, self._names)), self.number),
                 )
+        self._entered()
         self.transport.ringer.announce()
 
     def _resolve(self, connection: sqlite3.Connection) -> None:
@@ -163,7 +180,6 @@ class SqliteConsumer:
         if held:
             log.warning("the lease on %d messages of %s ended: not renewed in time", len(held), self._database.path)
         self._register(connection)
-        self._announce = True
         return False
 
     @transport_errors
@@ -179,13 +195,13 @@ class SqliteConsumer:
         end = time.monotonic() + wait
         waiting = False
         while True:
-            if waiting:
-                # On the board before the look: a message that comes after it rings, one that came before is seen.
-                self._set_waiting(True)
             room = min(limit, self._credit - len(self._held), _FETCH_AT_ONCE)
             if room > 0 and self._held and self._held_bytes >= self._max_bytes:
                 room = 0
             self._starved = room <= 0
+            if waiting and (room > 0 or self._on_board):
+                # On the board before the look: a message that comes after it rings, one that came before is seen.
+                self._set_waiting(room > 0)
             if room > 0 and self._names and (self._hot or self._work_waits()):
                 deliveries = self._try_claim(room)
                 if deliveries:
@@ -217,7 +233,11 @@ class SqliteConsumer:
         if now - self._looked_after >= min(_LOOK_AFTER_S, self.transport.lease_s / 4):
             self._looked_after = now
             self._database.check_file()
-            self.transport.look_after()
+            try:
+                self.transport.look_after(self.transport.claiming)
+            except Trouble as trouble:
+                if trouble.kind is not Kind.BUSY:
+                    raise
             if self._bell is not None and not self._bell.in_place():
                 self._rehang()
 
@@ -278,7 +298,7 @@ class SqliteConsumer:
                 waiting = {row[0] for row in connection.execute(_WAITING).fetchall()}.intersection(numbers)
                 if waiting:
                     claimed = self._shares.take(room, waiting, claim)
-        self._announce_if_new()
+        self._entered()
         if promoted:
             transport.ringer.ring({q: n for q, n in promoted.items() if q not in self._names})
         if not claimed:
@@ -325,10 +345,12 @@ class SqliteConsumer:
         self._bell = self._database.bells.hang("c")
         self._ears = [self._nudge.reader] + ([self._bell.socket] if self._bell else [])
         with self.transport.moving as connection:
-            connection.execute(
-                "UPDATE taskq_consumer SET bell = ? WHERE number = ?",
-                (self._bell.address if self._bell else None, self.number),
-            )
+            if self._registered(connection):
+                connection.execute(
+                    "UPDATE taskq_consumer SET bell = ? WHERE number = ?",
+                    (self._bell.address if self._bell else None, self.number),
+                )
+        self._entered()
         if old is not None:
             self._database.bells.take_down(old)
         self.transport.ringer.announce()
@@ -350,13 +372,12 @@ class SqliteConsumer:
         transaction = transport.committing if durable else transport.moving
         one_by_one = False
         while True:
-            fresh: dict[str, int] = {}
             records: list[Record] = []
             now = transport.clock.now()
             try:
                 with transaction as connection:
                     if self._file_id != self._database.file_id:
-                        self._registered(connection)
+                        self._registered(connection)  # nothing of the old file may be settled in the new one
                     done = settle(connection, self.number, self._held, settlements, now, one_by_one=one_by_one)
                     if commits:
                         gone = {loss.receipt for loss in done.lost}
@@ -364,14 +385,14 @@ class SqliteConsumer:
                         if records := [c.record for c in kept if c.record is not None]:
                             put_records(connection, records, now)
                         if follow_ups := [o for c in kept for o in c.follow_ups]:
-                            for queue, n in transport.insert(connection, follow_ups, fresh).items():
+                            for queue, n in transport.insert(connection, follow_ups).items():
                                 done.ready[queue] = done.ready.get(queue, 0) + n
                 break
             except Mismatch:
                 one_by_one = True
+        self._entered()
         self._forget([s.receipt for s in settlements])
         if done.ready:
-            self._database.queues.update(fresh)
             transport.ringer.ring(done.ready)
         if records:
             push_records(self._database.bells, records)
@@ -390,7 +411,9 @@ class SqliteConsumer:
             self._held_bytes -= size
 
     def _take_losses(self) -> list[Lost]:
-        losses, self._losses = self._losses, []
+        losses: list[Lost] = []
+        while self._losses:
+            losses.append(self._losses.popleft())
         return losses
 
     @transport_errors
@@ -408,13 +431,8 @@ class SqliteConsumer:
                     "UPDATE taskq_consumer SET until = ?, until_wall = ? WHERE number = ?",
                     (until, until_wall, self.number),
                 )
-        self._announce_if_new()
+        self._entered()
         return self._take_losses()
-
-    def _announce_if_new(self) -> None:
-        if self._announce:
-            self._announce = False
-            self.transport.ringer.announce()
 
     def fuse(self, store: ResultStore) -> Committer | None:
         if isinstance(store, SqliteResults) and store.results_database is self._database:
@@ -433,7 +451,8 @@ class SqliteConsumer:
         self._closed = True
         try:
             with self.transport.moving as connection:
-                counts = tables.give_back(connection, self.number, counted=False)
+                mine = self._file_id == self._database.file_id
+                counts = tables.give_back(connection, self.number, counted=False) if mine else {}
             self._set_waiting(False)
             self.transport.ringer.announce()
             # What this consumer was rung for, and has not looked at, is for the others as well.

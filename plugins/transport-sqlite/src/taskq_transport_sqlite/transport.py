@@ -13,7 +13,17 @@ import msgspec
 from taskq.errors import NotSupported, PayloadTooLarge, QueueMissing
 from taskq.message import Outbound, Peeked, QueueFacts, QueueSpec, QueueStats, SendFailure
 from taskq.spi import Capabilities, Ordering
-from taskq_lib_sqlite import Database, Kind, Trouble, close_database, explain, file_for, open_database, transport_errors
+from taskq_lib_sqlite import (
+    Database,
+    Kind,
+    Transaction,
+    Trouble,
+    close_database,
+    explain,
+    file_for,
+    open_database,
+    transport_errors,
+)
 from taskq_transport_sqlite import listing, tables
 from taskq_transport_sqlite.consumer import SqliteConsumer
 from taskq_transport_sqlite.leases import CONSUMERS, LeaseClock, reap
@@ -153,26 +163,20 @@ class SqliteTransport:
         self._line.pass_through(batch, self._write)
 
     def _write(self, batch: Sequence[Outbound]) -> None:
-        fresh: dict[str, int] = {}
         with self._sending as connection:
-            counts = self.insert(connection, batch, fresh)
-        self.database.queues.update(fresh)
+            counts = self.insert(connection, batch)
         self.ringer.ring(counts)
 
-    def insert(
-        self, connection: sqlite3.Connection, batch: Sequence[Outbound], fresh: dict[str, int]
-    ) -> Mapping[int, int]:
-        """Write messages inside a transaction of this process; return how many per queue number.
-
-        ``fresh`` takes the numbers of queues seen for the first time, to be remembered once the transaction is
-        committed.
-        """
-        known = self.database.queues
+    def insert(self, connection: sqlite3.Connection, batch: Sequence[Outbound]) -> Mapping[int, int]:
+        """Write messages inside a transaction of this process; return how many per queue number."""
+        known, new = self.database.queues, self.database.new_queues
 
         def number_of(name: str) -> int:
-            if name not in known and name not in fresh:
-                fresh[name] = tables.find_queue(connection, name)
-            return fresh[name] if name in fresh else known[name]
+            if name in known:
+                return known[name]
+            if name not in new:
+                new[name] = tables.find_queue(connection, name)
+            return new[name]
 
         return tables.insert(connection, batch, self.clock.now(), number_of)
 
@@ -261,7 +265,7 @@ class SqliteTransport:
         database = self.database
         end = time.monotonic() + budget_s
         database.check_file()
-        self.look_after()
+        self.look_after(self.moving)
         database.bells.sweep()
         while True:
             due = database.read("SELECT min(due) FROM taskq_delayed")[0][0]
@@ -275,7 +279,7 @@ class SqliteTransport:
             pause = min(pause, due - self.clock.now())
         return min(max(pause, 0.0), 5.0)
 
-    def look_after(self) -> None:
+    def look_after(self, transaction: Transaction) -> None:
         """Give back what dead consumers held, where there is one. Cheap: it only reads while all live.
 
         Raises:
@@ -294,7 +298,7 @@ class SqliteTransport:
             orphans = "SELECT 1 FROM taskq_held WHERE consumer NOT IN (SELECT number FROM taskq_consumer) LIMIT 1"
             if not database.read(orphans):
                 return
-        with self.moving as connection:
+        with transaction as connection:
             counts = reap(connection, self.leases, database.bells)
         self.ringer.announce()
         self.ringer.ring(counts)
