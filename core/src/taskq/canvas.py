@@ -77,4 +77,4 @@ class Signature(Struct, Generic[R], frozen=True, kw_only=True, dict=True):
         """Run the function here and now, with further arguments."""
         call = self.clone(args, kwargs)
         app: TaskQ = self.app
-        return app.tasks[call.task](*call.args, **call.kwargs)
+        return app.find_task(call.task)(*call.args, **call.kwargs)

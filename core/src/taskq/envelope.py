@@ -98,9 +98,15 @@ def encode(header: Header, body: bytes) -> bytes:
     """Return the frame of a task.
 
     Raises:
-        EncodeError: the header exceeds 65,535 bytes (too many or too long user headers).
+        EncodeError: the header exceeds 65,535 bytes (too many or too long user headers), or holds what MessagePack
+            cannot write.
     """
-    head = _encode_header(header)
+    try:
+        head = _encode_header(header)
+    except (TypeError, ValueError, OverflowError, RecursionError) as error:
+        raise EncodeError(
+            f"the header of task {header.task} [{header.id}] cannot be written: {error}; user headers hold plain data"
+        ) from error
     size = len(head)
     if size > 0xFFFF:
         raise EncodeError(

@@ -355,9 +355,7 @@ class Producer:
     ) -> tuple[Outbound, AsyncResult[Any], Mapping[str, Any]]:
         app = self.app
         app.freeze()
-        for key in options:
-            if key not in CALL_OPTIONS:
-                raise _unknown_option(key)
+        _check_options(options)
         task_id = options.get("task_id") or new_id()
         headers = dict(options.get("headers") or {})
         hooks = self._hooks()
@@ -366,6 +364,7 @@ class Producer:
             for hook in hooks:
                 hook(request)
             args, kwargs, headers, options = tuple(request.args), dict(request.kwargs), request.headers, request.options
+            _check_options(options)
         if task is not None:
             task.check(args, kwargs)
             if task.models is not None:
@@ -390,7 +389,7 @@ class Producer:
         if headers:
             extra[HEADERS] = headers
         if options.get("max_retries") is not None:
-            extra[MAX_RETRIES] = int(options["max_retries"])
+            extra[MAX_RETRIES] = options["max_retries"]
         running = request_var.get()
         if running is not None:
             extra[PARENT], extra[ROOT] = running.id, running.root_id
@@ -408,9 +407,11 @@ class Producer:
         reply = None if not keeps else "" if eager else app.reply_address()
         payload = envelope.encode(Header(task_id, name, serializer.content_type, 0, now, reply, extra or None), body)
         if not eager:
-            limit = app.transport.capabilities.max_payload_bytes
-            if limit is not None and len(payload) > limit:
-                raise _too_large(name, len(payload), limit, app.broker_name)
+            caps = app.transport.capabilities
+            if caps.max_payload_bytes is not None and len(payload) > caps.max_payload_bytes:
+                raise _too_large(name, len(payload), caps.max_payload_bytes, app.broker_name)
+            if caps.max_delay_s is not None:
+                delay = min(delay, caps.max_delay_s)  # the first leg; a worker sends it on until its time has come
         outbound = Outbound(task_id, queue, payload, priority, delay, None if group is None else str(group))
         return outbound, AsyncResult(task_id, app, task, keeps), options
 
@@ -447,6 +448,41 @@ class Producer:
             raise NotSupported(
                 f"task_always_eager is set and task {name!r} is not known here, so it cannot be run here"
             )
+
+
+def _is_name(value: Any) -> bool:
+    return isinstance(value, str) and value != ""
+
+
+def _is_mapping(value: Any) -> bool:
+    return isinstance(value, Mapping) and all(isinstance(key, str) for key in value)
+
+
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+
+
+def _is_time(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < float("inf")
+
+
+_CHECKS: Mapping[str, tuple[Callable[[Any], bool], str]] = {
+    "task_id": (_is_name, "a string that is not empty"),
+    "queue": (_is_name, "a string that is not empty"),
+    "headers": (_is_mapping, "a mapping with strings as keys"),
+    "max_retries": (_is_count, "an integer of at least 0"),
+    "publish_timeout": (_is_time, "a number of seconds above 0"),
+}
+
+
+def _check_options(options: Mapping[str, Any]) -> None:
+    """Refuse options that nobody knows, and values that would only fail at the worker."""
+    for key, value in options.items():
+        if key not in CALL_OPTIONS:
+            raise _unknown_option(key)
+        check = _CHECKS.get(key)
+        if check is not None and value is not None and not check[0](value):
+            raise NotSupported(f"{key} is {check[1]}, not {value!r}")
 
 
 def _delay(options: Mapping[str, Any], now: float) -> float:

@@ -8,6 +8,7 @@ import threading
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
+from taskq.errors import TaskQError
 from taskq.message import Outbound, SendFailure
 
 if TYPE_CHECKING:
@@ -101,7 +102,12 @@ class AsyncSender:
         try:
             failures = self._send_all(batch, calls[0].timeout)
         except BaseException as error:
-            self._answer([(call, error) for call in calls])
+            if len(calls) > 1 and isinstance(error, TaskQError) and not getattr(error, "retryable", False):
+                # nothing was sent because of one of them: each finds out for itself which
+                for call in calls:
+                    self._send([call])
+            else:
+                self._answer([(call, error) for call in calls])
             return
         answers: list[tuple[_Call, Any]] = []
         by_index = {f.index: f for f in failures}

@@ -87,6 +87,7 @@ class Settler:
         self._events = events
         self._ttl = result_ttl
         self._worker = worker
+        self._max_delay = transport.capabilities.max_delay_s
         self._waiting: deque[_Batch] = deque()
         self._pause = _FIRST_PAUSE
         self.lock = threading.RLock()
@@ -155,6 +156,9 @@ class Settler:
             settlement.kind = RELEASE
             return Commit(settlement)
         follow_ups = outcome.follow_ups
+        longest = self._max_delay
+        if longest is not None and any(o.delay > longest for o in follow_ups):  # legs: see Admission
+            follow_ups = tuple(msgspec.structs.replace(o, delay=min(o.delay, longest)) for o in follow_ups)
         if outcome.kind == DEAD:
             follow_ups = (*follow_ups, self.dead_letter(job, outcome))
             self.dead += 1
