@@ -12,6 +12,7 @@ from core.tests.kit_components.process_pool import CAPABILITIES, ProcessPool
 from taskq.spi import PoolSink, PoolSpec, Runtime
 from taskq.testing import PoolSuite
 
+pytestmark = pytest.mark.slow  # it starts some two hundred processes
 SPEC = PoolSpec(name="processes", factory=ProcessPool, capabilities=CAPABILITIES)
 
 
