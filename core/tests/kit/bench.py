@@ -64,7 +64,7 @@ def run(
         try:
             method(rig=rig, **arguments)
         except pytest.skip.Exception as skipped:
-            raise AssertionError(f"{test} was skipped: {skipped}") from None
+            pytest.fail(f"{test} was skipped: {skipped}")
         except (AssertionError, pytest.fail.Exception) as failed:
             return str(failed) or "failed"
         except Exception as error:

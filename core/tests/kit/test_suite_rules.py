@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import socket
+import subprocess
+import sys
 import threading
 import time
 
@@ -68,6 +70,50 @@ def test_a_documented_skip_is_shown(pytester: pytest.Pytester) -> None:
     result = pytester.runpytest_inprocess("-rs", "-p", "no:cacheprovider", "-k", "long_ids or empty_batches")
     result.assert_outcomes(passed=1, skipped=1)
     result.stdout.fnmatch_lines(["*the server cuts ids*"])
+
+
+def test_an_undeclared_ability_is_a_warning_at_the_end(pytester: pytest.Pytester) -> None:
+    """Not a failure, also where warnings are errors."""
+    pytester.makepyfile(
+        """
+        import pytest
+        from msgspec.structs import replace
+        from taskq.testing import TransportSuite
+        from taskq.testing.base import select
+        from taskq_transport_memory.transport import MemoryTransport
+
+        class Modest(MemoryTransport):
+            @property
+            def capabilities(self):
+                return replace(super().capabilities, peek=False)
+
+        class TestConformance(TransportSuite):
+            scheme = "memory"
+
+            @pytest.fixture
+            def url(self):
+                return "memory://"
+
+        TestConformance.load_spec = lambda self: replace(select("transport", "memory"), factory=Modest)
+        """
+    )
+    result = pytester.runpytest_inprocess("-Werror", "-p", "no:cacheprovider", "-k", "what_works_is_declared")
+    result.assert_outcomes(passed=1, warnings=1)
+    result.stdout.fnmatch_lines(["*UndeclaredAbility: memory can do what it does not declare: peek*"])
+
+
+def test_importing_the_package_needs_neither_pytest_nor_hypothesis() -> None:
+    code = "import sys, taskq.testing; taskq.testing.VirtualClock(); print({'pytest', 'hypothesis'} & {*sys.modules})"
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
+    assert run.stdout.strip() == "set()"
+
+
+def test_every_name_of_the_package_exists() -> None:
+    import taskq.testing as kit
+
+    assert sorted(kit.__all__) == sorted(kit._WHERE)
+    missing = [n for n in kit.__all__ if n != "taskq_app" and getattr(kit, n, None) is None]
+    assert not missing
 
 
 def test_every_kit_test_says_what_to_check() -> None:

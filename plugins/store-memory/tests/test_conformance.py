@@ -11,7 +11,7 @@ from taskq_lib_memory import forget
 
 class OnMemory:
     scheme = "memory"
-    ttl_s = 0.2
+    ttl_s = 0.4
     quiet_s = 0.03  # what happens, happens at once
 
     @pytest.fixture

@@ -12,7 +12,7 @@ from taskq_lib_memory import forget
 class TestConformance(TransportSuite):
     scheme = "memory"
     quiet_s = 0.03  # what happens, happens at once
-    lease_s = 0.2
+    lease_s = 0.4
 
     @pytest.fixture
     def url(self) -> Iterator[str]:

@@ -283,10 +283,16 @@ class CoordinationSuite(StoreBase):
         assert rig.shared.acquire(rig.key, "a", ttl=self.ttl_s)
         other = rig.another()
         assert not other.renew(rig.key, "b", ttl=60)
-        deadline = time.monotonic() + self.ttl_s * 2
+        renewed = time.monotonic()
+        deadline = renewed + self.ttl_s * 2
         while time.monotonic() < deadline:
-            assert rig.shared.renew(rig.key, "a", ttl=self.ttl_s)
-            assert not other.acquire(rig.key, "b", ttl=60)
+            kept = rig.shared.renew(rig.key, "a", ttl=self.ttl_s)
+            lost = other.acquire(rig.key, "b", ttl=60)
+            if (lost or not kept) and time.monotonic() - renewed > self.ttl_s * 0.9:
+                pytest.skip("this machine is too busy: it did not renew in time")
+            assert kept, "renew refused a place that was renewed in time"
+            assert not lost, "another owner got a place that was renewed in time"
+            renewed = time.monotonic()
             time.sleep(self.ttl_s / 6)
 
     def test_places_under_contention(self, rig: CoordinationRig) -> None:

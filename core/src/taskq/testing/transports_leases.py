@@ -82,10 +82,16 @@ class LeaseTests(TransportBase):
         self._need_lease(rig)
         holder, held, other = self._abandoned(rig, "a", "b")
         receipts = None if rig.caps.lease_scope is LeaseScope.CONSUMER else [d.receipt for d in held]
-        deadline = time.monotonic() + rig.lease_s * 2.2
+        extended = time.monotonic()
+        deadline = extended + rig.lease_s * 2.2
         while time.monotonic() < deadline:
-            assert not holder.extend(receipts)
-            rig.nothing(other, rig.lease_s / 3, why="its lease was extended in time")
+            lost = holder.extend(receipts)
+            found, _ = rig.gather(other, 1, seconds=rig.lease_s / 3)
+            if (lost or found) and time.monotonic() - extended > rig.lease_s * 0.9:
+                pytest.skip("this machine is too busy: it did not extend the lease in time")
+            assert not found, "it was redelivered although its lease was extended in time"
+            assert not lost, f"extend reported a loss of what was extended in time: {lost}"
+            extended = time.monotonic()
         rig.ack(holder, held)
         rig.nothing(other)
 
