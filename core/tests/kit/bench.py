@@ -25,7 +25,7 @@ class Impatient:
     """What a suite may set, for runs that are meant to fail: they should do it soon."""
 
     scheme = "memory"
-    quiet_s = 0.03
+    quiet_s = 0.08
     lease_s = 0.3
     ttl_s = 0.15
     shrink = False
