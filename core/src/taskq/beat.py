@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 logger = logging.getLogger("taskq.beat")
 _LEASE = 30.0
 _LONGEST_WAIT = 30.0
+_LOOK = 1.0
+"""Longest wait in seconds without a look at ``stop``."""
 _RETRY = 2.0
 _BATCH = 100
 
@@ -58,7 +60,7 @@ class Beat:
         logger.info("beat started: %d schedules", len(self.scheduler.list(limit=10_000)))
         try:
             while not self._stop.is_set():
-                self.scheduler.wake(self.fire_due())
+                self.scheduler.wake(min(_LOOK, self.fire_due()))
         finally:
             self.scheduler.close()
 

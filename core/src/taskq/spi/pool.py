@@ -122,6 +122,8 @@ class Pool(Protocol):
     def cancel(self, keys: Sequence[int], *, hard: bool = False) -> Sequence[int]:
         """Stop jobs: unstarted ones at once, running ones by the declared capability; return those it could act on.
 
+        Unstarted ones are reported to ``sink.returned``.
+
         Blocking: no. Threads: any. Idempotence: yes. Order: free. Errors: none.
         """
         ...
@@ -129,7 +131,8 @@ class Pool(Protocol):
     def stop(self, deadline: float) -> Sequence[int]:
         """Take nothing more, let running jobs end until ``deadline`` (``time.monotonic``), then give up.
 
-        Return the keys of the jobs that have not ended; every other has been reported to the sink.
+        Unstarted jobs go to ``sink.returned`` at once. Return the keys of the jobs that have not ended; every other has
+        been reported to the sink.
         Blocking: until the deadline. Threads: the worker's main thread. Idempotence: yes. Order: last. Errors: none.
         """
         ...

@@ -70,7 +70,7 @@ class Scheduler(Protocol):
         ...
 
     def lease(self, owner: str, now: float, *, limit: int, ttl: float) -> Sequence[Fire]:
-        """Return due firings that nobody else holds, earliest first, held for ``ttl`` seconds.
+        """Return due firings that no other owner holds, earliest first, held for ``ttl`` seconds.
 
         A schedule that missed several times fires once, for the latest missed time.
         Blocking: a round trip. Idempotence: no. Order: by due time.

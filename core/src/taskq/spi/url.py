@@ -70,9 +70,7 @@ class Url(Struct, frozen=True):
         if self.username is not None or password is not None:
             user = quote(self.username or "", safe="") + (f":{password}" if password is not None else "") + "@"
         port = f":{self.port}" if self.port is not None else ""
-        query = "&".join(
-            f"{quote(k, safe='')}={quote(v, safe='/:,') if secrets else '***'}" for k, v in self.query
-        )
+        query = "&".join(f"{quote(k, safe='')}={quote(v, safe='/:,') if secrets else '***'}" for k, v in self.query)
         path = quote(self.path, safe="/:@+,=~")
         return f"{self.scheme}://{user}{quote(host, safe='[]:.')}{port}{path}" + (f"?{query}" if query else "")
 
