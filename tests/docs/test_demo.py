@@ -160,3 +160,19 @@ def test_the_makefile_hands_over_folder_and_arguments() -> None:
     command = ["make", "-n", "-o", ".venv/.up-to-date", "-o", "env", "demo", "FOLDER=/a b", "ARGS=--keep"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert "docs/examples/demo/run.py --keep '/a b'" in done.stdout, done.stdout + done.stderr
+
+
+def test_a_terminal_sees_one_line_that_moves(demo: Demo) -> None:
+    mine, its = os.openpty()
+    process = subprocess.Popen([sys.executable, RUN, demo.sources], cwd=ROOT, env=demo.environment, stdout=its)
+    os.close(its)
+    seen = b""
+    try:
+        while part := os.read(mine, 4096):
+            seen += part
+    except OSError:  # Linux's way of saying that the other side is closed
+        pass
+    os.close(mine)
+    assert process.wait(timeout=30) == 0
+    assert re.search(rb"\r\[#+ *\] 3/3 ", seen), seen
+    assert b"100%" not in seen
