@@ -153,7 +153,7 @@ def describe_foreign(payload: bytes) -> str:
     start = bytes(payload[:24])
     if payload[:2] == bytes((MAGIC, KIND_DEAD)):
         return "the message is a dead letter; use `taskq dead` to read or replay it"
-    if payload[:1] == bytes((MAGIC,)):
+    if payload[:1] == bytes((MAGIC,)) and len(payload) > 1:
         return f"the message is of protocol version {payload[1]}, this release reads 1; upgrade taskq-core here"
     if start[:1] in (b"{", b"["):
         return (

@@ -71,7 +71,7 @@ class TakeEstimator:
         worst = self.worst
         if worst is None or self.stalled:
             return self._slots
-        ahead = int(self._slots * self._window / worst) if worst > 0 else self._cap
+        ahead = int(self._slots * self._window / worst) if worst > 1e-9 else self._cap
         # Grow by doubling: one fast batch says little about the next.
         self._grown = min(self._cap + self._slots, max(self._slots, self._grown) * 2)
         return max(self._slots, min(self._cap, ahead, self._grown))
