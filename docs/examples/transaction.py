@@ -9,6 +9,7 @@ import sqlalchemy as sa
 
 from taskq import TaskQ
 
+# On SQLite, where only one connection may write, nothing must be declared beside an open transaction: declare="none".
 database = f"{tempfile.mkdtemp()}/shop.db"
 app = TaskQ("shop", broker=f"sqlite+sqlalchemy:///{database}", isolated=True, declare="none")
 engine = sa.create_engine(f"sqlite:///{database}")

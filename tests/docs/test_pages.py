@@ -106,7 +106,8 @@ def test_links_lead_somewhere(page: Path) -> None:
 
 def test_the_index_leads_to_every_page() -> None:
     text = (DOCS / "index.md").read_text("utf-8")
-    missing = [p for p in sorted(DOCS.rglob("*.md")) if p.name != "index.md" and f"({p.relative_to(DOCS)})" not in text]
+    named = ("index.md", "benchmarks.md")  # the second is written by `make bench` where somebody asks for it
+    missing = [p for p in sorted(DOCS.rglob("*.md")) if p.name not in named and f"({p.relative_to(DOCS)})" not in text]
     examples = DOCS / "examples"
     assert [p for p in missing if examples not in p.parents] == []
 
