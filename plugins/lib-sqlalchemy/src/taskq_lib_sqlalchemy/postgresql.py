@@ -119,11 +119,13 @@ class PostgreSQL(Strategy):
         self.tell(connection, set(found))
         return len(found) == 1000
 
-    def reap(self, connection: Connection) -> int:
-        dead = super().reap(connection)
-        if dead:
-            self.tell(connection, self.do(connection, "SELECT name FROM {queues}").scalars().all())
-        return dead
+    def _take_back(self, connection: Connection, dead: Sequence[int]) -> set[str]:
+        rows = self.do(
+            connection,
+            "UPDATE {messages} SET state = 0, owner = NULL WHERE owner {in_ids} RETURNING queue",
+            ids=self.listed(dead),
+        )
+        return set(rows.scalars())
 
     # ----------------------------------------------------------------------------------------------------- results
 

@@ -188,7 +188,7 @@ class SqlStore:
                 if self._wait is None:
                     poll = (self.options.poll_min, self.options.poll_max)
                     wait = ResultWait(self.database.link(), self.reply_address(), self._read, poll)
-                    self.neighbours.waiters.add(wait)
+                    self.neighbours.add_waiter(wait)
                     self._wait = wait
         return self._wait
 

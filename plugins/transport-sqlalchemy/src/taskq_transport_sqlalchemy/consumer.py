@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import socket
 import threading
+from collections import Counter
 from collections.abc import Callable, Sequence
 from itertools import count
 from time import monotonic
@@ -26,8 +27,10 @@ if TYPE_CHECKING:
     from taskq.spi import Committer, Receipt, ResultStore, SubscribeOrder, Subscription
     from taskq_transport_sqlalchemy.transport import SqlTransport
 
+_UNLIMITED = 1 << 62
 _CLAIM_LIMIT = 1000
 _SETTLE_LIMIT = 1000
+_COMMIT_BYTES = 16_000_000
 _LOOK_AGAIN = (0.015, 0.1)
 """When to look again after telling senders to notify: one that began before may not have heard it. Seconds."""
 _UPKEEP_LONGEST = 1.0
@@ -60,8 +63,8 @@ class SqlConsumer:
         self._me: int | None = None
         self._held: dict[int, _Held] = {}
         self._held_bytes = 0
-        self._credit = 1
-        self._max_bytes = 1 << 62
+        self._credit = _UNLIMITED
+        self._max_bytes = _UNLIMITED
         self._lost: dict[Receipt, Lost] = {}
         self._starved = False
 
@@ -80,7 +83,7 @@ class SqlConsumer:
         self._orphans_at = monotonic() + _ORPHANS_EVERY
         self._strays_until = 0.0
         self._register()
-        transport.neighbours.consumers.add(self)
+        transport.neighbours.add_consumer(self)
 
     # ------------------------------------------------------------------------------------------------- connections
 
@@ -183,7 +186,9 @@ class SqlConsumer:
                 continue
             deliveries += self._accept(me, claim, budget)
             limit -= len(claim.rows)
-            if limit <= 0 or claim.blocked or not claim.rows or all(quota >= room for _, quota in plan):
+            counts = Counter(row.queue for row in claim.rows)
+            self._shares.took(counts)
+            if limit <= 0 or claim.blocked or not any(counts[queue] >= quota for queue, quota in plan):
                 break
         self._account(limit <= 0, bool(deliveries))
         return deliveries
@@ -205,7 +210,6 @@ class SqlConsumer:
 
     def _accept(self, me: int, claim: Claim, budget: int) -> list[Delivery]:
         deliveries = []
-        counts: dict[str, int] = {}
         with self._lock:
             if self._me != me:  # the settling thread has just learnt that the lease is gone
                 return []
@@ -213,13 +217,11 @@ class SqlConsumer:
                 receipt = next(self._receipts)
                 self._held[receipt] = _Held(row.id, row.size)
                 self._held_bytes += row.size
-                counts[row.queue] = counts.get(row.queue, 0) + 1
                 deliveries.append(Delivery(row.payload, receipt, row.queue, row.deliveries, row.group))
             if claim.blocked:
                 self._starved = True
                 if self._max_bytes - self._held_bytes > budget - sum(row.size for row in claim.rows):
                     self._bell.ring()  # settled meanwhile: look again
-        self._shares.took(counts)
         return deliveries
 
     def _account(self, full: bool, some: bool) -> None:
@@ -510,6 +512,20 @@ class SqlCommitter:
 
     def commit(self, commits: Sequence[Commit]) -> Sequence[Lost]:
         lost: list[Lost] = []
-        for start in range(0, len(commits), _SETTLE_LIMIT):
-            lost += self._consumer.commit(commits[start : start + _SETTLE_LIMIT])
+        part: list[Commit] = []
+        size = 0
+        for commit in commits:
+            length = _size(commit)
+            if part and (len(part) == _SETTLE_LIMIT or size + length > _COMMIT_BYTES):
+                lost += self._consumer.commit(part)
+                part, size = [], 0
+            part.append(commit)
+            size += length
+        lost += self._consumer.commit(part)
         return lost
+
+
+def _size(commit: Commit) -> int:
+    record = commit.record
+    own = 0 if record is None else len(record.payload) + len(record.follow_ups or b"")
+    return own + sum(len(out.payload) for out in commit.follow_ups)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from taskq.spi import SubscribeOrder, Subscription
 
@@ -28,7 +28,7 @@ class Shares:
         names = sorted(self.names, key=self._clocks.__getitem__)
         return [(name, max(1, round(n * self._weights[name] / whole))) for name in names]
 
-    def took(self, counts: dict[str, int]) -> None:
+    def took(self, counts: Mapping[str, int]) -> None:
         """Account for what a plan brought."""
         if not counts or self._strict or len(self.names) < 2:
             return

@@ -207,7 +207,7 @@ class SqlTransport:
     def forget(self, consumer: SqlConsumer) -> None:
         """Drop a consumer that has been closed."""
         self._consumers.discard(consumer)
-        self.neighbours.consumers.discard(consumer)
+        self.neighbours.drop_consumer(consumer)
 
     def maintain(self, budget_s: float) -> float:
         strategy = self.strategy
