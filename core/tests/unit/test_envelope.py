@@ -27,8 +27,9 @@ PLAIN = Header(ID, "shop.tasks.ship", "json", 0, 1750000000.5, "")
 FULL = Header(
     ID, "shop.tasks.ship", "msgpack", 3, 1750000000.5, "worker-7/replies",
     {
-        "nb": 1750000100.0, "ex": 1750003600.0, "p": 9, "g": "customer-1", "ep": 2, "t": [["zlib"], ["sign", "key-1", b"\x01\x02"]],
-        "st": "redis://cache/0", "pa": "0" * 32, "ro": "1" * 32, "wf": ["chain", 5], "cv": 4,
+        "nb": 1750000100.0, "ex": 1750003600.0, "p": 9, "g": "customer-1", "ep": 2,
+        "t": [["zlib"], ["sign", "key-1", b"\x01\x02"]], "st": "redis://cache/0",
+        "pa": "0" * 32, "ro": "1" * 32, "wf": ["chain", 5], "cv": 4,
         "tr": {"traceparent": "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"},
         "h": {"tenant": "blüe", "n": -1, "nested": [1, None, True, {"x": 1.5}]}, "pk": 1750000200.0, "mr": 7,
         "hi": [[0, 1749990000.0, "started 5 times"]],
@@ -108,7 +109,8 @@ EXTRA = st.fixed_dictionaries(
     optional={
         "nb": TIMES, "ex": TIMES, "pk": TIMES, "p": st.integers(0, 9), "ep": st.integers(0, 2**40), "g": st.text(),
         "mr": st.integers(0, 2**40), "st": st.text(), "pa": st.text(), "ro": st.text(),
-        "h": st.dictionaries(st.text(), PLAIN_DATA), "t": st.lists(st.lists(st.text())), "hi": st.lists(PLAIN_DATA), "zz": PLAIN_DATA, "later": PLAIN_DATA,
+        "h": st.dictionaries(st.text(), PLAIN_DATA), "t": st.lists(st.lists(st.text())),
+        "hi": st.lists(PLAIN_DATA), "zz": PLAIN_DATA, "later": PLAIN_DATA,
     },
 )  # fmt: skip
 HEADERS = st.builds(
