@@ -30,6 +30,7 @@ from taskq.waiter import ResultWaiter
 
 if TYPE_CHECKING:
     from taskq.canvas import Signature
+    from taskq.task import AsyncTask
     from taskq.worker import Worker
 
 P = ParamSpec("P")
@@ -40,14 +41,14 @@ _apps: weakref.WeakSet[TaskQ] = weakref.WeakSet()
 
 class _Decorator(Protocol):
     @overload
-    def __call__(self, fn: Callable[P, Coroutine[Any, Any, R]], /) -> Task[P, R]: ...
+    def __call__(self, fn: Callable[P, Coroutine[Any, Any, R]], /) -> AsyncTask[P, R]: ...
     @overload
     def __call__(self, fn: Callable[P, R], /) -> Task[P, R]: ...
 
 
 class _BoundDecorator(Protocol):
     @overload
-    def __call__(self, fn: Callable[Concatenate[Any, P], Coroutine[Any, Any, R]], /) -> Task[P, R]: ...
+    def __call__(self, fn: Callable[Concatenate[Any, P], Coroutine[Any, Any, R]], /) -> AsyncTask[P, R]: ...
     @overload
     def __call__(self, fn: Callable[Concatenate[Any, P], R], /) -> Task[P, R]: ...
 
@@ -172,7 +173,7 @@ class TaskQ:
     # ---------------------------------------------------------------------------------------------------- tasks
 
     @overload
-    def task(self, fn: Callable[P, Coroutine[Any, Any, R]], /) -> Task[P, R]: ...
+    def task(self, fn: Callable[P, Coroutine[Any, Any, R]], /) -> AsyncTask[P, R]: ...
     @overload
     def task(self, fn: Callable[P, R], /) -> Task[P, R]: ...
     @overload

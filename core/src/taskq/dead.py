@@ -63,17 +63,21 @@ class DeadLetters:
     ) -> int:
         """Send dead letters back to the queue they came from (or to ``to``), as new runs; return how many.
 
-        Each is accepted by the broker before its dead letter is removed. Its epoch is raised, so that the new run's
-        result replaces the old one; attempts start at 0; an expiry or delay of old is dropped.
+        A message that dies again meanwhile is left alone. Each is accepted by the broker before its dead letter is
+        removed. Its epoch is raised, so that the new run's result replaces the old one; attempts start at 0; an
+        expiry or delay of old is dropped.
 
         Raises:
             TransportError: the broker failed; what was replayed until then is replayed.
         """
 
+        began = time.time()
+
         def send(delivery: Delivery) -> bool:
             letter = _read(queue, delivery.payload)
-            if not wanted(letter):
+            if letter.info.died_at >= began or letter.info.id in replayed or not wanted(letter):
                 return False
+            replayed.add(letter.info.id)
             failures = self._transport.send([_revive(letter, to)])
             if failures:
                 raise TransportError(
@@ -81,6 +85,7 @@ class DeadLetters:
                 )
             return True
 
+        replayed: set[str] = set()
         target = to or queue
         self._transport.declare([QueueSpec(name=target)], mode="create")
         return sum(1 for _ in self._walk(queue, send, None, most=limit))

@@ -204,7 +204,8 @@ class Producer:
         if declared is None:
             declared = self._declared[id(transport)] = set()
         for outbound in batch:
-            if outbound.queue not in declared:
+            # inside the caller's transaction another connection could not write
+            if outbound.queue not in declared and transaction is None:
                 self._declare(transport, outbound.queue)
                 declared.add(outbound.queue)
         if app.settings.track_queued:

@@ -330,8 +330,10 @@ class TaskRuntime:
 
     def _failure(self, task: Task[..., Any], header: Header, error: BaseException) -> Outcome:
         text = traceback_text(error)
-        kind = DEAD if task.dead_letter and not isinstance(error, task.throws) else DONE
-        return Outcome(kind, FAILURE, self._error_payload(header, error, text), (), describe(error), text)
+        expected = isinstance(error, task.throws)
+        kind = DEAD if task.dead_letter and not expected else DONE
+        payload = self._error_payload(header, error, text)
+        return Outcome(kind, FAILURE, payload, (), describe(error), None if expected else text)
 
     def _error_payload(self, header: Header, error: BaseException, text: str) -> bytes | None:
         if header.reply is None:

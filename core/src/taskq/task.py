@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal, ParamSpec, TypeVar, cast
 
@@ -302,6 +302,14 @@ class Task(Generic[P, R]):
         if all(getattr(type(self), hook) is getattr(Task, hook) for hook in self._hooks):
             return []
         return [_Hooks(self)]
+
+
+if TYPE_CHECKING:
+
+    class AsyncTask(Task[P, R]):
+        """A task made of an ``async def``, as a type checker sees it: calling it directly gives a coroutine."""
+
+        def __call__(self, *args: P.args, **kwargs: P.kwargs) -> Coroutine[Any, Any, R]: ...  # type: ignore[override]
 
 
 class _Hooks(Middleware):

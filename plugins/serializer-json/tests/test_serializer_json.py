@@ -220,11 +220,11 @@ def deep(levels, kind):
 @pytest.mark.parametrize(
     ("value", "says"),
     [
-        (object(), r"cannot write value as JSON: it is a object\. Pass plain data"),
-        ([(t.Point(t.NotData()),), {}], r"args\[0\]\.x as JSON: it is a json_samples\.NotData\."),
-        ([(1,), {"who": {"x": [0, 1j]}}], r"kwargs\['who'\]\['x'\]\[1\] as JSON: it is a complex"),
-        ({"a": {1: int}}, r"value\['a'\]\[1\] as JSON: it is a type"),
-        ({t.Frozen("k"): [lambda: 0]}, r"value\[<json_samples\.Frozen>\]\[0\] as JSON: it is a function"),
+        (object(), r"cannot write value as JSON: its type is object\. Pass plain data"),
+        ([(t.Point(t.NotData()),), {}], r"args\[0\]\.x as JSON: its type is json_samples\.NotData\."),
+        ([(1,), {"who": {"x": [0, 1j]}}], r"kwargs\['who'\]\['x'\]\[1\] as JSON: its type is complex"),
+        ({"a": {1: int}}, r"value\['a'\]\[1\] as JSON: its type is type"),
+        ({t.Frozen("k"): [lambda: 0]}, r"value\[<json_samples\.Frozen>\]\[0\] as JSON: its type is function"),
         ({"x" * 500: 1j}, r"value\['x{38}…\] as JSON"),
         ([{(1, 1j)}], r"value\[0\]\{…\}\(…\) as JSON"),
         (memoryview(b""), "memoryview"),

@@ -10,7 +10,7 @@ from collections.abc import Iterable
 _SERVERS = {
     "memory": "memory",
     "sqlite": "sqlite",
-    "sqlalchemy": "postgresql mysql sqlite+sqlalchemy",
+    "sqlalchemy": "postgresql mysql mariadb sqlite+sqlalchemy",
     "redis": "redis rediss valkey redis+cluster redis+sentinel",
     "mongodb": "mongodb",
     "couchdb": "couchdb",
@@ -40,7 +40,7 @@ SAME_SERVER_STORES = frozenset(name for names in _SERVERS.values() for name in n
 """Broker schemes whose server keeps the results too when no result store is set: fixed, whatever is installed."""
 
 _SERVER_ALIASES = {
-    "postgres": "postgresql", "mariadb": "mysql", "sqlalchemy": "postgresql", "redis-cluster": "redis+cluster",
+    "postgres": "postgresql", "sqlalchemy": "postgresql", "redis-cluster": "redis+cluster",
     "sentinel": "redis+sentinel", "redis-sentinel": "redis+sentinel", "redis+socket": "redis", "mongo": "mongodb",
     "rabbitmq": "amqp", "zmq": "zeromq", "couch": "couchdb", "django-db": "django", "inmemory": "memory",
 }  # fmt: skip

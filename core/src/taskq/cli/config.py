@@ -91,13 +91,27 @@ def _check_sections(ctx: click.Context, loaded: LoadedConfig) -> tuple[list[str]
     kinds = {section: kind for kind, section in PLUGIN_SECTIONS.items()}
     for section, name in loaded.unchecked():
         try:
-            options = _manager(ctx, loaded).select(kinds[section], name).options  # type: ignore[call-overload]
-            loaded.plugin_options(section, name, options)
+            loaded.plugin_options(section, name, _options_of(_manager(ctx, loaded), kinds[section], name))
         except PluginError as error:
             notes.append(f"the section {section}.{name} has no effect: {error}")
         except ConfigError as error:
             errors.append(str(error))
     return errors, notes
+
+
+def _options_of(manager: PluginManager, kind: Any, name: str) -> Any:
+    """Return the options of the plugin whose section this is: named as an entry, or as the plugin names itself.
+
+    Raises:
+        PluginError: there is none.
+    """
+    entries = [record.name for record in manager.records(kind)]
+    if name not in entries:
+        for entry in entries:
+            spec = manager.select(kind, entry)
+            if spec.name == name:
+                return spec.options
+    return manager.select(kind, name).options
 
 
 def _manager(ctx: click.Context, loaded: LoadedConfig) -> PluginManager:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
+import difflib
 import json
 from typing import Any
 
@@ -42,6 +43,10 @@ def call(
     app = context.app
     if context.app_path:
         app.import_tasks()
+        if name not in app.tasks:
+            near = difflib.get_close_matches(name, list(app.tasks), 1)
+            hint = f"; did you mean {near[0]}?" if near else "."
+            click.echo(f"warning: {context.app_path} knows no task {name!r}{hint} It is sent all the same.", err=True)
     sent = app.send_task(name, args, kwargs, **given)
     if wait is None:
         click.echo(json.dumps({"id": sent.id}) if as_json else sent.id)

@@ -42,14 +42,17 @@ class TcpProxy:
     # --------------------------------------------------------------------------------------------------- faults
 
     def cut(self) -> None:
-        """Break every connection at once, with a reset. New ones may be made."""
+        """Break every connection at once. New ones may be made.
+
+        The client sees a reset; the server gets what was passed on before, and then the end.
+        """
         with self._changed:
             sockets, self._sockets = self._sockets, set()
         for sock in sockets:
             with contextlib.suppress(OSError):
-                # Linger of no time: the other side sees a reset, as after a crash, not an orderly end. It is sent when
-                # the thread that polls the socket next lets go of it.
-                sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+                if sock.getsockname()[1] == self.port:
+                    # Linger of no time makes a close a reset. It is sent when the thread that polls the socket lets go.
+                    sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
             sock.close()
 
     def cut_after(self, count: int, direction: Direction = "up") -> None:
@@ -143,9 +146,11 @@ class TcpProxy:
                     return
             sink.shutdown(socket.SHUT_WR)
         except OSError:  # cut, or the other side has gone
-            for sock in (source, sink):
-                with contextlib.suppress(OSError):
-                    sock.shutdown(socket.SHUT_RDWR)
+            with self._changed:
+                whole = {source, sink} & self._sockets  # of a cut connection nothing is left to end
+                self._sockets -= whole
+            for sock in whole:
+                sock.close()
 
     @staticmethod
     def _received(source: socket.socket) -> bytes:

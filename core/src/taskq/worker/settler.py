@@ -124,11 +124,13 @@ class Settler:
             self._emit(jobs, batch)
 
     def _log(self, job: Job, outcome: Outcome) -> None:
-        """Log a retry or failure, with its traceback unless the task expects it; never a payload."""
+        """Log a retry or failure, at level INFO without a traceback where the task expects it; never a payload."""
         if outcome.state == RETRY:
             logger.warning("task %s [%s]: %s", job.task, _id(job), outcome.reason)
+        elif outcome.state == FAILURE and outcome.detail is None:
+            logger.info("task %s [%s] failed as expected: %s", job.task, _id(job), outcome.reason)
         elif outcome.state in (FAILURE, STATE_DEAD):
-            detail = "" if outcome.kind != DEAD or not outcome.detail else "\n" + outcome.detail
+            detail = "\n" + outcome.detail if outcome.detail else ""
             where = f"; it is kept in {job.queue + DEAD_SUFFIX}" if outcome.kind == DEAD else ""
             logger.error("task %s [%s] failed: %s%s%s", job.task, _id(job), outcome.reason, where, detail)
         else:

@@ -107,7 +107,7 @@ class Writer:
             for base, write in _WRITERS.items():  # a subclass of a supported type comes back as that type
                 if isinstance(value, base):
                     return write
-        raise EncodeError(f"cannot write {_where(path)} as JSON: it is a {bare(kind)}. {_ADVICE}")
+        raise EncodeError(f"cannot write {_where(path)} as JSON: its type is {bare(kind)}. {_ADVICE}")
 
     def _int(self, value: int, path: list[Any]) -> Any:
         if -_PLAIN_INT < value < _PLAIN_INT:
