@@ -228,7 +228,7 @@ def test_a_known_name_says_what_to_install(site, kind, name, distribution):
         ("transport", "filesystem", "kombu+filesystem"),
         ("result_store", "db+postgresql", "postgresql"),
         ("result_store", "db+mysql+pymysql", "mysql"),
-        ("result_store", "db+mariadb", "mysql"),
+        ("result_store", "db+mariadb", "mariadb"),
         ("result_store", "rpc", "amqp"),
         ("result_store", "cache+memcached", "memcached"),
         ("result_store", "django-db", "django"),
