@@ -154,6 +154,7 @@ class LosesWhatTheAnswerCarried(Mutant):
 MUTANTS = Mutant.__subclasses__()
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # mutants leave sockets behind
 @pytest.mark.parametrize(("mutant", "test"), [(m, t) for m in MUTANTS for t in m.caught_by])
 def test_mutant_is_caught(mutant: type[Mutant], test: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TASKQ_SEED", "5")

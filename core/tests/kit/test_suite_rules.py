@@ -246,11 +246,12 @@ def test_proxy_cuts(proxy: TcpProxy, client: socket.socket) -> None:
 
 
 def test_proxy_cuts_in_the_middle(proxy: TcpProxy, client: socket.socket, echo: Echo) -> None:
+    proxy.swallow("down")  # the echo of what was passed on
     proxy.cut_after(3, "up")
     client.sendall(b"abcdef")
     with pytest.raises(ConnectionResetError):
         client.recv(100)
-    assert echo.received == b"helloabc"
+    eventually(2.0, "what was passed on arrives", lambda: echo.received == b"helloabc")
 
 
 def test_proxy_stalls_and_heals(proxy: TcpProxy, client: socket.socket) -> None:
