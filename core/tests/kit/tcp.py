@@ -285,5 +285,10 @@ class TcpConsumer:
 
 
 SPEC = TransportSpec(
-    name="kit-tcp", schemes=("kit-tcp",), factory=TcpTransport, capabilities=lambda _: DECLARED, summary="for the kit"
+    spi="0.1",
+    name="kit-tcp",
+    schemes=("kit-tcp",),
+    factory=TcpTransport,
+    capabilities=lambda _: DECLARED,
+    summary="for the kit",
 )

@@ -13,7 +13,7 @@ from taskq.spi import PoolSink, PoolSpec, Runtime
 from taskq.testing import PoolSuite
 
 pytestmark = pytest.mark.slow  # it starts some two hundred processes
-SPEC = PoolSpec(name="processes", factory=ProcessPool, capabilities=CAPABILITIES)
+SPEC = PoolSpec(spi="0.1", name="processes", factory=ProcessPool, capabilities=CAPABILITIES)
 
 
 class TestProcesses(PoolSuite):

@@ -86,7 +86,7 @@ def _transport(schemes: Sequence[str], spec: str = "") -> str:
     return f"""
 @hookimpl
 def taskq_transport(scheme):
-    return TransportSpec(**dict(name={schemes[0]!r}, schemes={tuple(schemes)!r}, factory=factory,
+    return TransportSpec(**dict(spi='0.1', name={schemes[0]!r}, schemes={tuple(schemes)!r}, factory=factory,
                                 capabilities=capabilities) | dict({spec}))
 """
 

@@ -21,7 +21,7 @@ class Mine:
     key: str = option("hunter2", help="Opens it.", secret=True)
 @hookimpl
 def taskq_pool(name):
-    return PoolSpec(name="acme", factory=factory, options=Mine, summary="Runs things.",
+    return PoolSpec(spi="0.1", name="acme", factory=factory, options=Mine, summary="Runs things.",
                     capabilities=PoolCapabilities(isolation=True, max_concurrency=7, notes=("Mind the gap.",)))
 """
 

@@ -18,13 +18,13 @@ from taskq.errors import (
 )
 
 BODIES = {
-    "transport": "TransportSpec(name='x', schemes=('x',), factory=factory, capabilities=capabilities)",
-    "result_store": "StoreSpec(name='x', schemes=('x',), factory=factory, capabilities=capabilities)",
-    "pool": "PoolSpec(name='x', factory=factory, capabilities=PoolCapabilities())",
-    "serializer": "SerializerSpec(name='x', factory=factory)",
-    "compressor": "CompressorSpec(name='x', factory=factory)",
-    "scheduler": "SchedulerSpec(name='x', factory=factory)",
-    "autoscaler": "AutoscalerSpec(name='x', factory=factory)",
+    "transport": "TransportSpec(spi='0.1', name='x', schemes=('x',), factory=factory, capabilities=capabilities)",
+    "result_store": "StoreSpec(spi='0.1', name='x', schemes=('x',), factory=factory, capabilities=capabilities)",
+    "pool": "PoolSpec(spi='0.1', name='x', factory=factory, capabilities=PoolCapabilities())",
+    "serializer": "SerializerSpec(spi='0.1', name='x', factory=factory)",
+    "compressor": "CompressorSpec(spi='0.1', name='x', factory=factory)",
+    "scheduler": "SchedulerSpec(spi='0.1', name='x', factory=factory)",
+    "autoscaler": "AutoscalerSpec(spi='0.1', name='x', factory=factory)",
 }
 
 
@@ -68,7 +68,7 @@ def test_an_entry_may_name_an_object_in_a_module(site):
 class Pool:
     @hookimpl
     def taskq_pool(self, name):
-        return PoolSpec(name=name, factory=factory, capabilities=PoolCapabilities())
+        return PoolSpec(spi='0.1', name=name, factory=factory, capabilities=PoolCapabilities())
 class Outer:
     plugin = Pool()
 """
@@ -214,7 +214,7 @@ def test_a_repaired_plugin_can_be_selected_without_a_restart(site):
 @pytest.mark.parametrize(("spi", "advice"), [("0.0", "upgrade acme, or downgrade taskq-core"),
                                              ("99.0", "upgrade taskq-core, or downgrade acme")])  # fmt: skip
 def test_another_interface_version_is_a_state_with_advice(site, spi, advice):
-    plugin_of(site, "pool", BODIES["pool"][:-1] + f", spi={spi!r})")
+    plugin_of(site, "pool", BODIES["pool"].replace("spi='0.1'", f"spi={spi!r}"))
     manager = site.manager()
     with pytest.raises(PluginIncompatible, match=f"plugin interface {spi};.*{advice}"):
         manager.select("pool", "x")
@@ -417,7 +417,7 @@ def test_check_imports_and_never_raises(site):
     site.distribution("bad", {"taskq.transports": {"bad": "bad_plugin"}})
     site.module("bad_plugin", "1 / 0")
     site.distribution("old", {"taskq.pools": {"x": "old_plugin"}})
-    site.module("old_plugin", f"@hookimpl\ndef taskq_pool(name): return {BODIES['pool'][:-1]}, spi='0.0')\n")
+    site.module("old_plugin", f"@hookimpl\ndef taskq_pool(name): return {BODIES['pool'].replace('0.1', '0.0')}\n")
     site.contribution("hooks", "hooks_plugin", "@hookimpl\ndef taskq_rutes(app): return []")
     site.transport("blocked", "blocked_plugin", "blocked")
     manager = site.manager(blocked=["blocked"])

@@ -19,7 +19,6 @@ from taskq.spi.scheduling import Autoscaler, Scheduler
 from taskq.spi.store import ResultStore
 from taskq.spi.transport import Transport
 from taskq.spi.url import Url
-from taskq.spi.version import SPI_VERSION
 
 
 class TransportConfig(Struct, frozen=True, kw_only=True):
@@ -68,7 +67,7 @@ class TransportSpec(Struct, frozen=True, kw_only=True):
     factory: Callable[[TransportConfig], Transport]
     capabilities: Callable[[Any], Capabilities]
     options: type = NoOptions
-    spi: str = SPI_VERSION
+    spi: str
     summary: str = ""
 
 
@@ -80,7 +79,7 @@ class StoreSpec(Struct, frozen=True, kw_only=True):
     factory: Callable[[StoreConfig], ResultStore]
     capabilities: Callable[[Any], StoreCapabilities]
     options: type = NoOptions
-    spi: str = SPI_VERSION
+    spi: str
     summary: str = ""
 
 
@@ -91,7 +90,7 @@ class PoolSpec(Struct, frozen=True, kw_only=True):
     factory: Callable[[PoolConfig], Pool]
     capabilities: PoolCapabilities
     options: type = NoOptions
-    spi: str = SPI_VERSION
+    spi: str
     summary: str = ""
 
 
@@ -102,7 +101,7 @@ class SerializerSpec(Struct, frozen=True, kw_only=True):
     factory: Callable[[ComponentConfig], Serializer]
     trusted: bool = False
     options: type = NoOptions
-    spi: str = SPI_VERSION
+    spi: str
     summary: str = ""
 
 
@@ -112,7 +111,7 @@ class CompressorSpec(Struct, frozen=True, kw_only=True):
     name: str
     factory: Callable[[ComponentConfig], Compressor]
     options: type = NoOptions
-    spi: str = SPI_VERSION
+    spi: str
     summary: str = ""
 
 
@@ -124,7 +123,7 @@ class SchedulerSpec(Struct, frozen=True, kw_only=True):
     rules: tuple[str, ...] = ("every", "at")
     shared: bool = False
     options: type = NoOptions
-    spi: str = SPI_VERSION
+    spi: str
     summary: str = ""
 
 
@@ -135,7 +134,7 @@ class AutoscalerSpec(Struct, frozen=True, kw_only=True):
     factory: Callable[[ComponentConfig], Autoscaler]
     needs: tuple[str, ...] = ()
     options: type = NoOptions
-    spi: str = SPI_VERSION
+    spi: str
     summary: str = ""
 
 

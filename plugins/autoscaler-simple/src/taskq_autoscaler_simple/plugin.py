@@ -17,6 +17,7 @@ def make(config: ComponentConfig) -> Autoscaler:
 def taskq_autoscaler(name: str) -> AutoscalerSpec:
     """Offer the autoscaler."""
     return AutoscalerSpec(
+        spi="0.1",
         name=name,
         factory=make,
         options=SimpleAutoscalerOptions,

@@ -17,6 +17,7 @@ def make(config: ComponentConfig) -> Scheduler:
 def taskq_scheduler(name: str) -> SchedulerSpec:
     """Offer the scheduler."""
     return SchedulerSpec(
+        spi="0.1",
         name=name,
         factory=make,
         rules=("every", "at"),

@@ -20,6 +20,7 @@ def _make(config: StoreConfig) -> ResultStore:
 @hookimpl
 def taskq_result_store(scheme: str) -> StoreSpec:
     return StoreSpec(
+        spi="0.1",
         name="sqlalchemy",
         schemes=("postgresql", "mysql", "mariadb", "sqlite+sqlalchemy"),
         factory=_make,
