@@ -35,7 +35,7 @@ class Suite:
     """Test name → why it cannot pass here. The only way to leave out a test, besides an ``xfail`` with a reason."""
     patience_s: ClassVar[float] = 5.0
     """How long something that must happen soon may take on a slow machine before the test gives up."""
-    quiet_s: ClassVar[float] = 0.15
+    quiet_s: ClassVar[float] = 0.1
     """How long to watch that something does not happen."""
 
     def __init_subclass__(cls, **arguments: Any) -> None:

@@ -319,7 +319,7 @@ class CoordinationSuite(StoreBase):
     # ----------------------------------------------------------------------------------------------- time index
 
     def _index(self, rig: CoordinationRig) -> SupportsTimeIndex:
-        rig.need(isinstance(rig.main, SupportsTimeIndex), "a time index")
+        rig.need(isinstance(rig.main, SupportsTimeIndex), "time index")
         assert isinstance(rig.main, SupportsTimeIndex)
         return rig.main
 

@@ -481,7 +481,7 @@ class KeepingTests(StoreBase):
     def test_too_large_is_refused_as_a_whole(self, rig: StoreRig) -> None:
         """Check that beyond ``max_record_bytes`` ResultTooLarge is raised and nothing of the batch is stored."""
         limit = rig.caps.max_record_bytes
-        rig.need(limit is not None and limit <= 1 << 26, "a record limit")
+        rig.need(limit is not None and limit <= 1 << 26, "record limit")
         assert limit is not None
         small = rig.record(rig.id())
         writer = rig.writer()

@@ -178,7 +178,7 @@ class OrderTests(TransportBase):
     def test_a_delay_beyond_the_maximum_is_refused(self, rig: TransportRig) -> None:
         """Check that more than ``max_delay_s`` is refused for certain, not shortened."""
         limit = rig.caps.max_delay_s
-        rig.need(rig.caps.delay is not Support.NO and limit is not None, "a maximum delay")
+        rig.need(rig.caps.delay is not Support.NO and limit is not None, "maximum delay")
         assert limit is not None
         try:
             failures = rig.main.send([rig.outbound("x", delay=limit * 2 + 1)])

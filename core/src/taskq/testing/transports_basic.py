@@ -193,7 +193,7 @@ class BasicTests(TransportBase):
     def test_the_largest_payload_and_one_byte_more(self, rig: TransportRig) -> None:
         """Check that ``max_payload_bytes`` is exact: that size passes, one more is refused and never delivered."""
         limit = rig.caps.max_payload_bytes
-        rig.need(limit is not None and limit <= 1 << 27, "a payload limit (up to 128 MiB)")
+        rig.need(limit is not None and limit <= 1 << 27, "payload limit (up to 128 MiB)")
         assert limit is not None
         try:
             failures = rig.main.send([rig.outbound(b"x" * (limit + 1))])
@@ -415,7 +415,7 @@ class BasicTests(TransportBase):
 
     def test_bad_messages_of_a_batch_fail_alone(self, rig: TransportRig) -> None:
         """Check that a message that cannot be sent is listed by its index, or the batch refused as a whole."""
-        rig.need(rig.caps.max_payload_bytes is not None and rig.caps.max_payload_bytes <= 1 << 24, "a payload limit")
+        rig.need(rig.caps.max_payload_bytes is not None and rig.caps.max_payload_bytes <= 1 << 24, "payload limit")
         limit = rig.caps.max_payload_bytes or 0
         batch: list[Outbound] = [rig.outbound("a"), rig.outbound(b"x" * (limit + 1)), rig.outbound("b")]
         consumer = rig.consumer()

@@ -320,7 +320,7 @@ class NetworkTests(TransportBase):
     def test_a_wrong_password(self, rig: TransportRig) -> None:
         """Check that refused credentials raise AuthenticationFailed, not retryable, without showing the password."""
         url = rig.urls[0]
-        rig.need(rig.caps.network and url.password, "a password in the url fixture")
+        rig.need(rig.caps.network and url.password, "password in the url fixture")
         wrong = Url(url.scheme, url.username, "kit-wrong-password", url.host, url.port, url.path, url.query)
         transport = rig.new(url=wrong.raw())
         failed: AuthenticationFailed | None = None

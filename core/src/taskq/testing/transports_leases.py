@@ -22,7 +22,7 @@ class LeaseTests(TransportBase):
 
     def _need_lease(self, rig: TransportRig) -> None:
         # A connection's lease ends with the connection only; the tests that kill a process look at that.
-        rig.need(rig.caps.lease_scope in (LeaseScope.MESSAGE, LeaseScope.CONSUMER), "a lease that must be extended")
+        rig.need(rig.caps.lease_scope in (LeaseScope.MESSAGE, LeaseScope.CONSUMER), "lease that must be extended")
 
     def _abandoned(self, rig: TransportRig, *payloads: str) -> tuple[Consumer, list[Delivery], Consumer]:
         """Return a consumer that holds messages and is not going to extend its lease, and another consumer."""

@@ -174,7 +174,7 @@ class SettlingTests(TransportBase):
 
     def _need_head(self, rig: TransportRig) -> None:
         rig.need(rig.caps.hand_back is HandBack.NATIVE, "native hand-back")
-        rig.need(rig.caps.ordering is not Ordering.NONE, "an order")
+        rig.need(rig.caps.ordering is not Ordering.NONE, "order")
 
     # --------------------------------------------------------------------------------------------------- credit
 
