@@ -38,7 +38,7 @@ _PRAGMAS = (
     "PRAGMA cache_size=-8000",  # KiB
     "PRAGMA temp_store=MEMORY",
     "PRAGMA secure_delete=OFF",
-    "PRAGMA wal_autocheckpoint=4000",  # pages
+    "PRAGMA wal_autocheckpoint=2000",  # pages
     "PRAGMA journal_size_limit=67108864",
 )
 
