@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import sqlalchemy as sa
+
+from taskq.spi import TransportConfig, parse_urls
+from taskq_transport_sqlalchemy.options import SqlTransportOptions
+from taskq_transport_sqlalchemy.transport import SqlTransport
 
 DRIVERS = {"postgresql": "postgresql+psycopg", "mysql": "mysql+pymysql", "sqlite+sqlalchemy": "sqlite+pysqlite"}
 
@@ -38,3 +45,40 @@ def mariadb(mariadb_url: str) -> str:
 @pytest.fixture
 def sqlite(tmp_path: Path) -> str:
     return f"sqlite+sqlalchemy:///{tmp_path}/taskq.db"
+
+
+@pytest.fixture(params=["sqlite", "postgresql", "mariadb"])
+def url(request: pytest.FixtureRequest) -> str:
+    """An empty database of each kind."""
+    found: str = request.getfixturevalue(request.param)
+    return found
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        params = getattr(getattr(item, "callspec", None), "params", {})
+        if params.get("url") in {"postgresql", "mariadb"}:
+            item.add_marker("server")
+
+
+@pytest.fixture
+def open_transport() -> Iterator[Callable[..., SqlTransport]]:
+    """A function that opens transports, closed after the test."""
+    with contextlib.ExitStack() as stack:
+
+        def make(url: str, *, lease_s: float = 30.0, **options: Any) -> SqlTransport:
+            config = TransportConfig(urls=parse_urls(url), options=SqlTransportOptions(**options), lease_s=lease_s)
+            transport = SqlTransport(config)
+            transport.open()
+            stack.callback(transport.close)
+            return transport
+
+        yield make
+
+
+@pytest.fixture
+def engine(url: str) -> Iterator[sa.Engine]:
+    """The application's own engine on the same database."""
+    found = sa.create_engine(engine_url(url))
+    yield found
+    found.dispose()

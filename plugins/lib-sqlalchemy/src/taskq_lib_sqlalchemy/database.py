@@ -204,9 +204,12 @@ class Database:
             return error
         return self.errors.translate(error, classify(error, self.dialect), what=what, where=self.current.text)
 
-    def link(self, *, setup: Callable[[Connection], None] | None = None) -> Link:
-        """Return a dedicated connection, opened at first use; ``setup`` runs whenever it has been opened."""
-        link = Link(self, setup)
+    def link(self, *, setup: Callable[[Connection], None] | None = None, listens: bool = False) -> Link:
+        """Return a dedicated connection, opened at first use; ``setup`` runs whenever it has been opened.
+
+        ``listens``: the server may say something unasked.
+        """
+        link = Link(self, setup, listens)
         self._links.add(link)
         return link
 
@@ -240,9 +243,10 @@ os.register_at_fork(after_in_child=_after_fork)
 class Link:
     """A connection that one thread keeps: opened at first use, opened again after it broke."""
 
-    def __init__(self, database: Database, setup: Callable[[Connection], None] | None) -> None:
+    def __init__(self, database: Database, setup: Callable[[Connection], None] | None, listens: bool) -> None:
         self.database = database
         self._setup = setup
+        self._listens = listens
         self._connection: Connection | None = None
         self._driver: Any = None
 
@@ -253,6 +257,8 @@ class Link:
 
     def connection(self) -> Connection:
         """Return the open connection, or open one."""
+        if self._connection is not None and not self._listens and _said_goodbye(self._driver):
+            self.close()
         if self._connection is None:
             connection = self._connection = self.database.engine.connect()
             connection.detach()  # not counted in the pool
@@ -376,13 +382,15 @@ def _quietly(close: Callable[[], object]) -> None:
 
 
 def _check_idle(driver_connection: Any, record: Any, proxy: Any) -> None:
-    """Notice, without a round trip, that the server has closed a pooled connection meanwhile.
-
-    An idle connection has nothing to read. If it has, the server said goodbye or is gone.
-    """
-    socket = _socket_of(driver_connection)
-    if socket is not None and _readable(socket):
+    """Notice, without a round trip, that the server has closed a pooled connection meanwhile."""
+    if _said_goodbye(driver_connection):
         raise sa.exc.DisconnectionError("the server closed this connection while it was idle")
+
+
+def _said_goodbye(driver_connection: Any) -> bool:
+    """Whether an idle connection, which has nothing to read, has something to read."""
+    socket = _socket_of(driver_connection)
+    return socket is not None and _readable(socket)
 
 
 def _socket_of(driver_connection: Any) -> int | None:

@@ -143,7 +143,7 @@ def classify(error: BaseException, dialect: str, *, connecting: bool = False) ->
     else:
         code = getattr(original, "sqlite_errorcode", None)
         problem = _SQLITE.get(code & 0xFF, Problem.OTHER) if code is not None else Problem.OTHER
-        if problem is Problem.OTHER and "no such" in str(original):
+        if code in {1, None} and ("no such" in str(original) or "has no column" in str(original)):
             problem = Problem.SCHEMA
     if problem is Problem.OTHER and getattr(error, "connection_invalidated", False):
         problem = Problem.LOST

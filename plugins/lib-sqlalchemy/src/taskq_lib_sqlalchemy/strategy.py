@@ -340,18 +340,22 @@ class Strategy:
 
     def reap(self, connection: Connection) -> int:
         """Give back what dead consumers held, and forget them; return how many consumers there were."""
+        queues: set[str] = set()
         with transaction(connection):
-            dead = list(self.do(connection, "SELECT id FROM {consumers} WHERE expires < {now} {skip_locked}").scalars())
+            found = self.do(connection, "SELECT id FROM {consumers} WHERE expires < {now} {skip_locked}")
+            dead = list(found.scalars())
             if dead:
                 # First the consumer, then, in a later statement, its messages: a claim of its own either came before
                 # and is seen, or waits for this transaction and finds itself dead.
                 self.do(connection, "DELETE FROM {consumers} WHERE id {in_ids}", ids=self.listed(dead))
-                self.do(
-                    connection,
-                    "UPDATE {messages} SET state = 0, owner = NULL WHERE owner {in_ids}",
-                    ids=self.listed(dead),
-                )
+                queues = self._take_back(connection, dead)
+        self.tell(connection, queues)
         return len(dead)
+
+    def _take_back(self, connection: Connection, dead: Sequence[int]) -> set[str]:
+        """Free what these consumers held; return the queues of it, where somebody can be told."""
+        self.do(connection, "UPDATE {messages} SET state = 0, owner = NULL WHERE owner {in_ids}", ids=self.listed(dead))
+        return set()
 
     def adopt_orphans(self, connection: Connection) -> None:
         """Give back what belongs to no consumer at all (somebody emptied the consumers' table)."""

@@ -187,7 +187,9 @@ class SqlStore:
             with self._lock:
                 if self._wait is None:
                     poll = (self.options.poll_min, self.options.poll_max)
-                    wait = ResultWait(self.database.link(), self.reply_address(), self._read, poll)
+                    wait = ResultWait(
+                        self.database.link(listens=self._capabilities.push), self.reply_address(), self._read, poll
+                    )
                     self.neighbours.add_waiter(wait)
                     self._wait = wait
         return self._wait

@@ -53,7 +53,7 @@ class SqlConsumer:
         self._options = transport.options
         self._lease_s = lease_s
         self._pushed = transport.pushed
-        self._intake = transport.database.link(setup=self._set_up_intake)
+        self._intake = transport.database.link(setup=self._set_up_intake, listens=self._pushed)
         self._settling = transport.database.link()
         self._ears = Ears(self._intake)
         self._bell = Bell()
@@ -165,7 +165,8 @@ class SqlConsumer:
         if not self.queues:
             return []
         deliveries: list[Delivery] = []
-        for _ in range(2):  # the second time for what the shares of empty queues have left over
+        plan = self._shares.plan(min(limit, _CLAIM_LIMIT))
+        for _ in range(2):  # the second time for what other queues have left of their shares
             with self._lock:
                 me = self._me
                 room = min(limit, _CLAIM_LIMIT, self._credit - len(self._held))
@@ -178,7 +179,6 @@ class SqlConsumer:
                 me = self._register()
             if (self._strategy.looks_first or (self._strategy.probes and not self._hot)) and not self._anything(me):
                 return deliveries
-            plan = self._shares.plan(room)
             claim = self._claim(me, plan, room, budget, lone=lone)
             if not claim.alive:
                 self._forfeit(me)
@@ -188,7 +188,8 @@ class SqlConsumer:
             limit -= len(claim.rows)
             counts = Counter(row.queue for row in claim.rows)
             self._shares.took(counts)
-            if limit <= 0 or claim.blocked or not any(counts[queue] >= quota for queue, quota in plan):
+            plan = [(queue, limit) for queue, quota in plan if counts[queue] >= quota]
+            if limit <= 0 or claim.blocked or not plan:
                 break
         self._account(limit <= 0, bool(deliveries))
         return deliveries
