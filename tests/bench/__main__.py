@@ -94,7 +94,11 @@ class Run:
                 *([*key, goal] for key, goal in taskq_cases.GOALS.items()),
                 *([g.name, case, goal] for g in self.groups for case, goal in g.goals.items()),
             ],
-            "contenders": {c.label: {k: v for k, v in c.facts.items() if k != "worker"} for c in contenders if c.facts},
+            "contenders": {
+                c.label: {k: v for k, v in c.facts.items() if k not in ("worker", "prepares")}
+                for c in contenders
+                if c.facts
+            },
             "missing": self.missing,
             "rows": [row.__dict__ for row in self.table.rows.values()],
             "failures": [[*key, why] for key, why in self.table.failures.items()],

@@ -159,7 +159,8 @@ def box(contender: Contender, work: Path, server: str) -> Iterator[Box]:
             made = Box(contender, folder, database)
             if not contender.facts:
                 contender.facts = made.side("facts")
-            made.side("prepare")
+            if contender.facts["prepares"]:
+                made.side("prepare")
             yield made
     finally:
         shutil.rmtree(folder, ignore_errors=True)

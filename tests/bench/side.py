@@ -37,6 +37,7 @@ def facts(contender: Any) -> dict[str, Any]:
         "note": contender.NOTE,
         "results": contender.RESULTS,
         "worker": contender.worker(),
+        "prepares": hasattr(contender, "prepare"),
     }
 
 
@@ -65,7 +66,7 @@ def main(module: str, action: str, *arguments: str) -> None:
     if action == "facts":
         answer = facts(contender)
     elif action == "prepare":
-        getattr(contender, "prepare", lambda: None)()
+        contender.prepare()
         answer = {}
     elif action == "send":
         answer = send(contender, int(arguments[0]), *arguments[1:])

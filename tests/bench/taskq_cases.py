@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import subprocess
 import sys
@@ -115,24 +116,28 @@ def backlog(table: Table, rounds: int, large: int, work: Path) -> None:
 
 
 def idle(table: Table, contenders: list[Contender], seconds: float, work: Path) -> None:
-    """Let a worker of each contender idle, one after the other, and add up what it uses."""
-    for contender in contenders:
-        try:
-            with box(contender, work, "") as made:
+    """Let a worker of each contender idle, all at the same time, and add up what each uses."""
+    with contextlib.ExitStack() as stack:
+        idling: dict[str, list[int]] = {}
+        for contender in contenders:
+            try:
+                made = stack.enter_context(box(contender, work, ""))
                 made.side("send", 1, "single", "plain")
-                with made.worker([1, 2]) as worker:
-                    if not worker.wait(2, START_TIMEOUT):
-                        raise Failed("it did not become ready")
-                    time.sleep(1.0)
-                    pids = tree(worker.process.pid)
-                    began, used = time.monotonic(), cpu_seconds(pids)
-                    time.sleep(seconds)
-                    share = 100 * (cpu_seconds(pids) - used) / (time.monotonic() - began)
-                    note = f"{len(pids)} processes" if len(pids) > 1 else ""
-                    table.add("idle", "resident memory", contender.label, "MB", resident_mb(pids), note=note)
-                    table.add("idle", "processor", contender.label, "% of a core", share)
-        except Failed as error:
-            table.fail("idle", "idle", contender.label, str(error))
+                worker = stack.enter_context(made.worker([1, 2]))
+                if not worker.wait(2, START_TIMEOUT):
+                    raise Failed("it did not become ready")
+                idling[contender.label] = tree(worker.process.pid)
+            except Failed as error:
+                table.fail("idle", "idle", contender.label, str(error))
+        time.sleep(2.0)
+        used = {label: cpu_seconds(pids) for label, pids in idling.items()}
+        began = time.monotonic()
+        time.sleep(seconds)
+        took = time.monotonic() - began
+        for label, pids in idling.items():
+            note = f"{len(pids)} processes" if len(pids) > 1 else ""
+            table.add("idle", "resident memory", label, "MB", resident_mb(pids), note=note)
+            table.add("idle", "processor", label, "% of a core", 100 * (cpu_seconds(pids) - used[label]) / took)
 
 
 if __name__ == "__main__":
