@@ -23,6 +23,7 @@ from taskq.producer import Producer
 from taskq.result import AsyncResult
 from taskq.routing import RouteTable
 from taskq.runtime import TaskRuntime
+from taskq.spi.clock import SYSTEM_CLOCK, Clock
 from taskq.spi.store import ResultStore
 from taskq.spi.transport import Transport
 from taskq.task import Task, check_options
@@ -83,6 +84,8 @@ class TaskQ:
         code = {k: v for k, v in {"broker": broker, "result_store": result_store}.items() if v is not None}
         routes = settings.pop("routes", ())
         code.update(settings)
+        self.clock: Clock = SYSTEM_CLOCK
+        """What the times of messages are compared with; a test may put a virtual one here before the first use."""
         self._code = code
         self._code_routes = routes if isinstance(routes, list | tuple) else [routes]
         self._load_options: dict[str, Any] = {"isolated": isolated, "config_file": config}

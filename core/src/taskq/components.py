@@ -54,7 +54,7 @@ class Components:
         app.merge_defaults()
         spec = app.plugins.select(kind, name)
         options = app.config.plugin_options(kind, name, spec.options)
-        return app.plugins.create(kind, name, ComponentConfig(options=options, app=app.name))
+        return app.plugins.create(kind, name, ComponentConfig(options=options, app=app.name, clock=app.clock))
 
     def make_codec(self) -> Codec:
         """Return the codec that the settings describe."""
@@ -86,7 +86,11 @@ class Components:
             "transport", spec.name, spec.options, query=urls[0].query, aliases=(scheme,)
         )
         config = TransportConfig(
-            urls=tuple(u.without_query() for u in urls), options=options, app=app.name, lease_s=app.settings.lease
+            urls=tuple(u.without_query() for u in urls),
+            options=options,
+            app=app.name,
+            lease_s=app.settings.lease,
+            clock=app.clock,
         )
         transport: Transport = app.plugins.create("transport", scheme, config)
         return transport
@@ -115,7 +119,8 @@ class Components:
         options: Any = app.config.plugin_options(
             "result_store", spec.name, spec.options, query=query, aliases=(scheme,)
         )
-        config = StoreConfig(urls=tuple(u.without_query() for u in urls), options=options, app=app.name)
+        urls = tuple(u.without_query() for u in urls)
+        config = StoreConfig(urls=urls, options=options, app=app.name, clock=app.clock)
         store: ResultStore = app.plugins.create("result_store", scheme, config)
         return store
 

@@ -330,7 +330,7 @@ class Producer:
         limit = app.transport.capabilities.max_payload_bytes
         serializer = codec.serializer(codec.settings.serializer)
         dumps, content_type, check = serializer.dumps, serializer.content_type, task.check
-        encode, now, current = envelope.encode, time.time, request_var.get
+        encode, now, current = envelope.encode, app.clock.now, request_var.get
 
         def make(args: Any, kwargs: Any) -> Made:
             check(args, kwargs)
@@ -370,7 +370,7 @@ class Producer:
             task.check(args, kwargs)
             if task.models is not None:
                 args, kwargs = task.models.plain(list(args)), task.models.plain(kwargs)
-        now = time.time()
+        now = app.clock.now()
         route = app.router.find(name, args, kwargs)
         queue = options.get("queue") or (task.queue if task else None) or route.queue or app.settings.default_queue
         extra: dict[str, Any] = {}

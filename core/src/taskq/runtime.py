@@ -297,7 +297,7 @@ class TaskRuntime:
         header: Header = job.header
         limit = task.retry_limit(header) if retry.max_retries is None else retry.max_retries
         delay = task.retry_policy.delay(header.attempt) if retry.countdown is None else max(0.0, retry.countdown)
-        changes: dict[str, Any] = {NOT_BEFORE: time.time() + delay if delay else None, PARKED: None}
+        changes: dict[str, Any] = {NOT_BEFORE: self.app.clock.now() + delay if delay else None, PARKED: None}
         body = job.payload[job.body :]
         if retry.task_args is not None or retry.task_kwargs is not None:
             old_args, old_kwargs = self.app.codec.decode_arguments(header, body)

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import itertools
 import logging
-import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -43,6 +42,7 @@ class Admission:
         self._app = app
         self._settler = settler
         self._worker = worker
+        self._now = app.clock.now
         self._keys = itertools.count(1)
         self._max_deliveries = app.settings.max_deliveries
         self._park_for = app.settings.unknown_task_wait
@@ -73,7 +73,7 @@ class Admission:
         careful: list[Job] = []
         suspects: list[Job] = []
         decode, known, careful_tasks, keys = envelope.decode, self._expected, self._careful_tasks, self._keys
-        now, label = time.time(), self._store_label
+        now, label = self._now(), self._store_label
         add = jobs.append
         for delivery in deliveries:
             payload = delivery.payload
