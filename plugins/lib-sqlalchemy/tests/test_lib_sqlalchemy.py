@@ -74,7 +74,7 @@ def test_a_database_in_memory_is_refused(url: str) -> None:
 
 
 def test_two_slashes_before_a_file_are_explained() -> None:
-    with pytest.raises(ConfigError, match="sqlite\\+sqlalchemy:///queue.db"):
+    with pytest.raises(ConfigError, match=r"sqlite\+sqlalchemy:///queue\.db"):
         server("sqlite+sqlalchemy://queue.db")
 
 

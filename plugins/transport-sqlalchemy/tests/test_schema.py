@@ -86,7 +86,7 @@ def test_newer_tables_are_refused_naming_both_versions(url: str) -> None:
 
 
 def test_without_leave_to_create_missing_tables_are_refused(url: str) -> None:
-    with pytest.raises(SchemaMismatch, match="missing.*create_tables"), opened(url, create_tables=False):
+    with pytest.raises(SchemaMismatch, match=r"missing.*create_tables"), opened(url, create_tables=False):
         pass
     with opened(url):
         pass
@@ -138,7 +138,7 @@ def test_older_tables_are_left_alone_without_leave(url: str) -> None:
     with opened(url):
         pass
     newer = Component("messages", "x", schema.MESSAGES.tables, migrations=(_add_column,))
-    with database(url, create_tables=False) as found, pytest.raises(SchemaMismatch, match="have version 1.*version 2"):
+    with database(url, create_tables=False) as found, pytest.raises(SchemaMismatch, match=r"have version 1.*version 2"):
         ensure(found, newer)
 
 

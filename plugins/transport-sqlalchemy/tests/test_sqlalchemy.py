@@ -148,7 +148,7 @@ def test_a_full_disk_accepts_nothing(sqlite: str, open_transport: Open) -> None:
         driver.execute("PRAGMA max_page_count=1")  # SQLite takes the present size where it is more
 
     sa.event.listen(transport.database.engine, "checkout", full)
-    with pytest.raises(StorageFull, match="full.*make room") as caught:
+    with pytest.raises(StorageFull, match=r"full.*make room") as caught:
         transport.send([message("y" * 100_000), message("z" * 100_000)])
     assert caught.value.retryable
     assert [d.payload for d in fetched(consumer_of(open_transport(sqlite)), 1)] == [b"before"]
@@ -159,7 +159,7 @@ def test_a_locked_file_is_waited_for_and_then_reported(sqlite: str, open_transpo
     path = sqlite.partition("://")[2]
     with closing(sqlite3.connect(path, isolation_level=None)) as other:
         other.execute("BEGIN IMMEDIATE")
-        with pytest.raises(TransportError, match="locked.*another transaction holds a lock") as caught:
+        with pytest.raises(TransportError, match=r"locked.*another transaction holds a lock") as caught:
             transport.send([message("a")])
         assert caught.value.retryable
         other.execute("ROLLBACK")
@@ -324,7 +324,7 @@ def test_senders_notify_only_while_somebody_waits(postgresql: str, open_transpor
     transport.send([message(f"{i}") for i in range(100)])
     assert scalar(transport, ring) == 0
     consumer.fetch(100, 0.0)
-    consumer.fetch(1, 0.05)
+    consumer.fetch(1, 1.0)
     assert scalar(transport, ring) == 1, "a consumer that waits has to be notified"
     for _ in range(4):
         transport.send([message(f"{i}") for i in range(10)])

@@ -135,7 +135,7 @@ def test_another_database_of_the_same_server_is_refused(
 
 def test_what_cannot_be_used_is_told_how(url: str, open_transport: Open) -> None:
     transport = open_transport(url)
-    with pytest.raises(NotSupported, match="Connection or Session, not builtins.str"):
+    with pytest.raises(NotSupported, match=r"Connection or Session, not builtins\.str"):
         transport.send_in("connection", [message("a")])
     # Needs no greenlet: the class is known by where it comes from.
     asynchronous = type("AsyncSession", (), {"__module__": "sqlalchemy.ext.asyncio.session"})()

@@ -258,12 +258,13 @@ class SqlConsumer:
         if self._starved:
             self._bell.wait(left)
         elif self._pushed and self.queues:
-            if self._ears.refresh():
-                return  # something may have come before we listened
+            changed = self._ears.refresh()
             if not self._ringing:
                 self._set_ring(True)
                 self._look_again = [monotonic() + later for later in _LOOK_AGAIN]
-                return  # and before senders knew that we listen
+                changed = True
+            if changed:
+                return  # something may have come before we listened, or before senders knew that we do
             while self._look_again and self._look_again[0] <= monotonic():
                 self._look_again.pop(0)
             if self._look_again:
