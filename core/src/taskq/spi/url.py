@@ -41,6 +41,11 @@ class Url(Struct, frozen=True):
                 f"cannot read {redact_text(text)!r} as a URL: it has no scheme; write SCHEME://…, "
                 "for example sqlite:// or redis://localhost/0"
             )
+        if ":memory:" in rest:
+            raise UrlError(
+                f"{redact_text(text)!r} names a database that no other connection could see; "
+                "use memory:// for one process, or a file"
+            )
         if rest.startswith("//"):
             rest = rest[2:]
             head, query_mark, query = rest.partition("?")
