@@ -303,6 +303,18 @@ def test_include(rig: Any, site: Path) -> None:
         assert app.send_task("included").get(timeout=10) == "included"
 
 
+def test_an_included_module_may_add_middleware(rig: Any, site: Path) -> None:
+    (site / "pkg_middle.py").write_text(
+        TASKS.format("included")
+        + "from taskq import Middleware, current_app\nclass Loud(Middleware):\n"
+        + "    def around_run(self, request, call_next): return call_next(request).upper()\n"
+        + "current_app().add_middleware(Loud())\n"
+    )
+    app = rig.app(include=["pkg_middle"])
+    with rig.work(app):
+        assert app.send_task("included").get(timeout=10) == "INCLUDED"
+
+
 def test_include_of_what_cannot_be_imported(rig: Any, site: Path) -> None:
     (site / "pkg_broken.py").write_text("1 / 0")
     for module, why in {"pkg_broken": "division by zero", "pkg_missing": "No module named"}.items():

@@ -19,7 +19,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from taskq.testing.app import taskq_app  # type: ignore[attr-defined, import-not-found, unused-ignore]
+    from taskq.testing.app import taskq_app, taskq_clock, taskq_worker
     from taskq.testing.base import Suite, UndeclaredAbility
     from taskq.testing.clock import VirtualClock
     from taskq.testing.coordination import CoordinationSuite
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
         CompressorSuite,
         SerializerSuite,
     )
+    from taskq.testing.memory import in_memory, run_until_idle, running_worker
     from taskq.testing.packaging import PackagingSuite
     from taskq.testing.pools import PoolSuite  # type: ignore[attr-defined, import-not-found, unused-ignore]
     from taskq.testing.proxy import TcpProxy
@@ -53,7 +54,12 @@ _WHERE = {
     "TransportSuite": "transports",
     "UndeclaredAbility": "base",
     "VirtualClock": "clock",
+    "in_memory": "memory",
+    "run_until_idle": "memory",
+    "running_worker": "memory",
     "taskq_app": "app",
+    "taskq_clock": "app",
+    "taskq_worker": "app",
 }
 _WITH_ASSERTS = (
     "base", "coordination", "faults", "formats", "leaks", "packaging", "pools", "scheduling", "stores", "stores_basic",
@@ -87,5 +93,10 @@ __all__ = [
     "TransportSuite",
     "UndeclaredAbility",
     "VirtualClock",
+    "in_memory",
+    "run_until_idle",
+    "running_worker",
     "taskq_app",
+    "taskq_clock",
+    "taskq_worker",
 ]

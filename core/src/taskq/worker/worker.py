@@ -74,8 +74,9 @@ class Worker:
     def _prepare(self) -> None:
         """Resolve the plan and connect; every refusal happens here, before a message is taken."""
         app = self.app
-        app.freeze()
+        app.merge_defaults()
         app.import_tasks()
+        app.freeze()
         spec = self._pool_spec()
         self.pool_name, self.pool_caps = spec.name, spec.capabilities
         self.slots = self._concurrency(spec.capabilities)
