@@ -11,7 +11,7 @@ from urllib.parse import quote
 
 import pytest
 from click.testing import CliRunner
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from taskq.cli.config import config as command
@@ -144,6 +144,7 @@ def test_secrets_in_free_tables_and_wrong_places(secret: str) -> None:
 
 @given(st.integers(min_value=10**6))
 def test_numbers_that_are_secret(secret: int) -> None:
+    assume(str(secret) not in repr(load({}, isolated=True).rows(every=True)))  # a default of another setting
     loaded = load({"transports.x.number": secret}, isolated=True)
     assert loaded.plugin_options("transport", "x", Options).number == secret
     assert str(secret) not in repr(loaded.rows(every=True))
