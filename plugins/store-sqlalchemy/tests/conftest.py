@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import sqlalchemy as sa
+
+from taskq.spi import StoreConfig, parse_urls
+from taskq_store_sqlalchemy.options import SqlStoreOptions
+from taskq_store_sqlalchemy.store import SqlStore
 
 DRIVERS = {"postgresql": "postgresql+psycopg", "mysql": "mysql+pymysql", "sqlite+sqlalchemy": "sqlite+pysqlite"}
 
@@ -40,15 +47,28 @@ def sqlite(tmp_path: Path) -> str:
     return f"sqlite+sqlalchemy:///{tmp_path}/taskq.db"
 
 
-@pytest.fixture(params=["sqlite", "postgresql", "mariadb"])
+@pytest.fixture(
+    params=[
+        "sqlite",
+        pytest.param("postgresql", marks=pytest.mark.server),
+        pytest.param("mariadb", marks=pytest.mark.server),
+    ]
+)
 def url(request: pytest.FixtureRequest) -> str:
     """An empty database of each kind."""
     found: str = request.getfixturevalue(request.param)
     return found
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    for item in items:
-        params = getattr(getattr(item, "callspec", None), "params", {})
-        if params.get("url") in {"postgresql", "mariadb"}:
-            item.add_marker("server")
+@pytest.fixture
+def open_store() -> Iterator[Callable[..., SqlStore]]:
+    """A function that opens stores, closed after the test."""
+    with contextlib.ExitStack() as stack:
+
+        def make(url: str, **options: Any) -> SqlStore:
+            store = SqlStore(StoreConfig(urls=parse_urls(url), options=SqlStoreOptions(**options)))
+            store.open()
+            stack.callback(store.close)
+            return store
+
+        yield make

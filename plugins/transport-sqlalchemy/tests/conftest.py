@@ -47,18 +47,17 @@ def sqlite(tmp_path: Path) -> str:
     return f"sqlite+sqlalchemy:///{tmp_path}/taskq.db"
 
 
-@pytest.fixture(params=["sqlite", "postgresql", "mariadb"])
+@pytest.fixture(
+    params=[
+        "sqlite",
+        pytest.param("postgresql", marks=pytest.mark.server),
+        pytest.param("mariadb", marks=pytest.mark.server),
+    ]
+)
 def url(request: pytest.FixtureRequest) -> str:
     """An empty database of each kind."""
     found: str = request.getfixturevalue(request.param)
     return found
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    for item in items:
-        params = getattr(getattr(item, "callspec", None), "params", {})
-        if params.get("url") in {"postgresql", "mariadb"}:
-            item.add_marker("server")
 
 
 @pytest.fixture

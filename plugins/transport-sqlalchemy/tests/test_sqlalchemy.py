@@ -82,6 +82,7 @@ def test_nobody_listens_there(open_transport: Open) -> None:
         assert caught.value.retryable
 
 
+@pytest.mark.server
 @pytest.mark.parametrize("server", ["postgresql", "mariadb"])
 def test_the_next_server_of_a_list_is_used(server: str, request: pytest.FixtureRequest, open_transport: Open) -> None:
     url = request.getfixturevalue(server)
@@ -91,9 +92,6 @@ def test_the_next_server_of_a_list_is_used(server: str, request: pytest.FixtureR
     assert transport.database.current.text in url
     with pytest.raises(ConnectionFailed, match="none of 2 servers"):
         open_transport(f"{scheme}://u@127.0.0.1:1/db;{scheme}://u@127.0.0.1:2/db", connect_timeout=1.0)
-
-
-test_the_next_server_of_a_list_is_used = pytest.mark.server(test_the_next_server_of_a_list_is_used)
 
 
 def test_mariadb_has_a_scheme_of_its_own(mariadb: str, open_transport: Open) -> None:
