@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sqlite3
 import threading
 import time
@@ -17,13 +18,13 @@ from taskq.errors import (
     ConfigError,
     ConnectionFailed,
     ConnectionLost,
-    NotSupported,
     SchemaMismatch,
     StorageFull,
     StoreError,
     StoreSchemaMismatch,
     StoreUnavailable,
     TransportError,
+    UrlError,
 )
 from taskq.spi import Record, Url
 from taskq_lib_sqlalchemy.bell import Bell
@@ -62,20 +63,24 @@ def test_a_password_is_used_and_never_shown() -> None:
     assert "***" in found.text
 
 
-@pytest.mark.parametrize("path", ["///tmp/x.db", "////tmp/x.db"])
-def test_a_file_is_named_by_three_slashes_or_four(path: str) -> None:
-    assert server(f"sqlite+sqlalchemy:{path}").database == "/tmp/x.db"
+@pytest.mark.parametrize(
+    ("rest", "path"),
+    [
+        ("///tmp/x.db", "/tmp/x.db"),
+        ("////tmp/x.db", "/tmp/x.db"),
+        ("////x.db", "/x.db"),
+        ("///x.db", f"{os.getcwd()}/x.db"),
+        ("//data/x.db", f"{os.getcwd()}/data/x.db"),
+    ],
+)
+def test_files_are_named_as_in_the_sqlite_transport(rest: str, path: str) -> None:
+    assert server(f"sqlite+sqlalchemy:{rest}").database == path
 
 
-@pytest.mark.parametrize("url", ["sqlite+sqlalchemy://", "sqlite+sqlalchemy:///", "sqlite+sqlalchemy:///:memory:"])
-def test_a_database_in_memory_is_refused(url: str) -> None:
-    with pytest.raises(NotSupported, match="give a file"):
-        server(url)
-
-
-def test_two_slashes_before_a_file_are_explained() -> None:
-    with pytest.raises(ConfigError, match=r"sqlite\+sqlalchemy:///queue\.db"):
-        server("sqlite+sqlalchemy://queue.db")
+@pytest.mark.parametrize("rest", ["//", "///", "///tmp/", "//u@h/x.db"])
+def test_what_is_no_file_is_refused(rest: str) -> None:
+    with pytest.raises(UrlError, match=r"sqlite\+sqlalchemy:///queue\.db"):
+        server(f"sqlite+sqlalchemy:{rest}")
 
 
 def test_a_server_without_a_database_is_refused() -> None:

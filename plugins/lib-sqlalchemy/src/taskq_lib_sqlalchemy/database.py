@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import sqlalchemy as sa
 from sqlalchemy.pool import QueuePool
 
-from taskq.errors import TaskQError
+from taskq.errors import TaskQError, UrlError
 from taskq.spi import Clock, Url
 from taskq_lib_sqlalchemy.errors import DRIVER_ERRORS, ErrorFamily, Problem, classify
 from taskq_lib_sqlalchemy.options import DatabaseOptions
@@ -50,6 +50,8 @@ class Database:
         self.clock = clock
         self.servers = [Server(url, options) for url in urls]
         self.dialect = self.servers[0].dialect
+        if self.dialect == "sqlite" and len(self.servers) > 1:
+            raise UrlError(f"a file has no fail-over servers: {len(self.servers)} URLs were given, give one")
         self.where = "; ".join(server.text for server in self.servers)
         self.current = self.servers[0]
         self.inherited = False

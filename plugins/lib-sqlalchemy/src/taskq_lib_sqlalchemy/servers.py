@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import sqlalchemy as sa
 
-from taskq.errors import ConfigError, NotSupported
+from taskq.errors import ConfigError, UrlError
 from taskq.spi import Url
 from taskq_lib_sqlalchemy.options import DatabaseOptions
 
@@ -72,17 +72,31 @@ class Server:
         return f"create it: CREATE DATABASE `{self.database}` CHARACTER SET utf8mb4"
 
 
+_FORMS = (
+    "write sqlite+sqlalchemy:///var/lib/queue.db for the absolute path /var/lib/queue.db, "
+    "sqlite+sqlalchemy:///queue.db for queue.db in the current directory"
+)
+
+
 def _sqlite_path(url: Url) -> str:
-    """Return the file's path. Both ``///path`` and SQLAlchemy's ``////path`` are absolute."""
+    """Return the absolute path of the file, by the same reading as the ``sqlite`` transport's."""
+    if url.username is not None or url.password is not None or url.port is not None:
+        raise UrlError(f"cannot read {url} as a file's URL: a file has no user, password or port; {_FORMS}")
     if url.host:
-        raise ConfigError(f"{url}: write three slashes before the path, as sqlite+sqlalchemy:///{url.host}{url.path}")
-    path = url.path
-    if path.strip("/") in {"", ":memory:"}:
-        raise NotSupported(
-            f"{url}: a database in memory is reached by one connection only; "
-            "give a file, as sqlite+sqlalchemy:///var/lib/taskq/queue.db"
+        path = url.host + url.path
+    elif url.path.startswith("//"):  # as SQLAlchemy writes an absolute path
+        path = "/" + url.path.lstrip("/")
+    elif url.path.count("/") == 1:
+        path = url.path[1:]
+    else:
+        path = url.path
+    if path.lstrip("/") in {"", ":memory:"}:
+        raise UrlError(
+            f"{url} names no file, and a database in memory could be reached by one connection only; {_FORMS}"
         )
-    return "/" + path.lstrip("/") if path.startswith("/") else os.path.abspath(path)
+    if path.endswith("/"):
+        raise UrlError(f"{url} names a directory, not a file; {_FORMS}")
+    return os.path.abspath(path)
 
 
 def _postgresql_arguments(options: DatabaseOptions) -> dict[str, Any]:
