@@ -10,16 +10,22 @@ from __future__ import annotations
 import hashlib
 import select
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, Protocol
 
 import redis
 from hiredis import pack_command
+from redis.backoff import NoBackoff
+from redis.retry import Retry
 
-from taskq.errors import TaskQError
+from taskq.errors import NotSupported, TaskQError
 from taskq.spi import Url
 
 DEFAULT_PORT = 6379
+SENTINEL_PORT = 26379
+_BROKEN = (redis.exceptions.RedisError, OSError)
+# What a server says that cannot work just now, or is no master any more; repeating helps, on another server maybe.
+_NOT_NOW = ("READONLY", "LOADING", "MASTERDOWN", "NOREPLICAS", "MISCONF", "BUSY ", "CLUSTERDOWN", "UNBLOCKED")
 
 
 @dataclass(frozen=True)
@@ -27,10 +33,13 @@ class Errors:
     """The error types of the side (transport or store) that a connection serves."""
 
     failed: type[TaskQError]
+    """Nothing was done: the server could not be reached, or says that it cannot work just now."""
     lost: type[TaskQError]
+    """The connection broke before the answer."""
     refused: type[TaskQError]
+    """The server refuses user, database or command; repeating is pointless."""
     full: type[TaskQError]
-    other: type[TaskQError]
+    """The server has no memory left; nothing was done."""
 
 
 @dataclass(frozen=True)
@@ -41,11 +50,68 @@ class Target:
     connect_timeout: float
     timeout: float
     errors: Errors
+    tls: dict[str, Any] = field(default_factory=dict)
+    """Keyword arguments of ``redis.SSLConnection``."""
+    service: str = ""
+    """Name that the sentinels know the servers by; then ``urls`` are those of the sentinels."""
+    first: list[int] = field(default_factory=lambda: [0])
+    """Index of the URL to try first: not the one that turned out to be a replica. Shared by all connections."""
 
     @property
     def name(self) -> str:
         """The servers without secrets, for messages."""
         return "; ".join(str(u.without_query()) for u in self.urls)
+
+    @property
+    def place(self) -> tuple[Any, ...]:
+        """What must be equal for two plugins to meet on one database."""
+        return tuple((u.host or "localhost", u.port, u.path.strip("/") or "0") for u in self.urls), self.service
+
+
+class ServerOptions(Protocol):
+    """The options that transport and store have in common."""
+
+    @property
+    def connect_timeout(self) -> float: ...
+    @property
+    def timeout(self) -> float: ...
+    @property
+    def sentinel_service(self) -> str: ...
+    @property
+    def tls_ca_file(self) -> str: ...
+    @property
+    def tls_cert_file(self) -> str: ...
+    @property
+    def tls_key_file(self) -> str: ...
+    @property
+    def tls_verify(self) -> bool: ...
+
+
+def make_target(urls: tuple[Url, ...], options: ServerOptions, errors: Errors) -> Target:
+    """Return the target that options describe.
+
+    Raises:
+        NotSupported: an option that does not go with the URL's scheme.
+    """
+    scheme = urls[0].scheme
+    if scheme.endswith("+sentinel") != bool(options.sentinel_service):
+        raise NotSupported(
+            f"{scheme}:// and sentinel_service={options.sentinel_service!r} do not go together: write "
+            "redis+sentinel://HOST:26379/0?sentinel_service=NAME, several of them with ';' between"
+        )
+    files = {"ca": options.tls_ca_file, "cert": options.tls_cert_file, "key": options.tls_key_file}
+    tls: dict[str, Any] = {}
+    if _is_tls(scheme):
+        names = {"ca": "ssl_ca_certs", "cert": "ssl_certfile", "key": "ssl_keyfile"}
+        tls = {names[kind]: file for kind, file in files.items() if file}
+        tls |= {"ssl_cert_reqs": "required" if options.tls_verify else "none", "ssl_check_hostname": options.tls_verify}
+    elif any(files.values()) or not options.tls_verify:
+        raise NotSupported(f"{scheme}:// is not encrypted, the tls_ options would do nothing; write rediss://")
+    return Target(urls, options.connect_timeout, options.timeout, errors, tls, options.sentinel_service)
+
+
+def _is_tls(scheme: str) -> bool:
+    return scheme.partition("+")[0] in ("rediss", "valkeys")
 
 
 class Script:
@@ -64,6 +130,16 @@ class ServerError(Exception):
         self.code = text.partition(" ")[0]
 
 
+def ready(sockets: Sequence[Any], timeout: float) -> set[int]:
+    """Return the descriptors that can be read, waiting up to ``timeout`` seconds for one."""
+    if not hasattr(select, "poll"):  # Windows
+        return {s.fileno() for s in select.select(sockets, [], [], max(0.0, timeout))[0]}
+    poll = select.poll()
+    for sock in sockets:
+        poll.register(sock, select.POLLIN)
+    return {descriptor for descriptor, _ in poll.poll(max(0.0, timeout * 1000))}
+
+
 class RedisLink:
     """A connection that is made at first use, and again after it broke; for one thread at a time."""
 
@@ -71,19 +147,16 @@ class RedisLink:
         self._target = target
         self._connection: Any = None
         self._errors = target.errors
-        self.generation = 0
-        """How often a connection was made."""
+        self._timeout = target.timeout
+        self._pending = 0
+        self._doomed = False
 
     # -------------------------------------------------------------------------------------------------- commands
 
     def call(self, *args: Any) -> Any:
         """Send one command and return its answer. Raises the side's typed errors; ServerError for an error answer."""
-        connection = self._connection or self._connect()
-        try:
-            connection.send_packed_command([pack_command(args)], check_health=False)
-            return self._read(connection)
-        except (redis.exceptions.ConnectionError, redis.exceptions.TimeoutError, OSError) as error:
-            raise self._broken(error) from error
+        self.send(*args)
+        return self.receive()
 
     def script(self, script: Script, keys: Sequence[Any], args: Sequence[Any]) -> Any:
         """Run a script, loading it where the server does not know it."""
@@ -95,127 +168,202 @@ class RedisLink:
         return self.call(b"EVAL", script.text, len(keys), *keys, *args)
 
     def pipeline(self, commands: Sequence[Sequence[Any]]) -> list[Any]:
-        """Send commands in one write and return all answers; an error answer is returned as ServerError."""
-        connection = self._connection or self._connect()
+        """Send commands in one write and return all answers; an error answer is returned as the error."""
+        self._send([pack_command(tuple(c)) for c in commands], len(commands))
         answers: list[Any] = []
-        try:
-            connection.send_packed_command([pack_command(tuple(c)) for c in commands], check_health=False)
-            for _ in commands:
-                try:
-                    answers.append(self._read(connection))
-                except ServerError as error:
-                    answers.append(error)
-        except (redis.exceptions.ConnectionError, redis.exceptions.TimeoutError, OSError) as error:
-            raise self._broken(error) from error
+        for _ in commands:
+            try:
+                answers.append(self.receive())
+            except ServerError as error:
+                answers.append(error)
+            except TaskQError as error:
+                if self._connection is None:
+                    raise
+                answers.append(error)
         return answers
 
     def send(self, *args: Any) -> None:
         """Send one command whose answer is read later, by ``receive``."""
-        connection = self._connection or self._connect()
+        self._send([pack_command(args)], 1)
+
+    def _send(self, packed: Sequence[bytes], count: int) -> None:
+        connection = self._connection
+        if connection is not None and self._pending <= 0 and (self._doomed or self._stale(connection)):
+            self.close()
+            connection = None
+        if connection is None:
+            connection = self._connect()
         try:
-            connection.send_packed_command([pack_command(args)], check_health=False)
-        except (redis.exceptions.ConnectionError, redis.exceptions.TimeoutError, OSError) as error:
+            connection.send_packed_command(packed, check_health=False)
+        except _BROKEN as error:
             raise self._broken(error) from error
+        self._pending += count
 
     def receive(self) -> Any:
         """Read the answer of a command that was sent before."""
+        connection = self._connection
+        if connection is None:
+            raise self._errors.lost(f"the connection to {self._target.name} was closed before the answer came")
         try:
-            return self._read(self._connection)
-        except (redis.exceptions.ConnectionError, redis.exceptions.TimeoutError, OSError) as error:
-            raise self._broken(error) from error
-
-    def readable(self, timeout: float, also: Sequence[Any] = ()) -> bool:
-        """Wait until an answer can be read, one of ``also`` can, or the timeout passes; whether an answer can."""
-        connection = self._connection or self._connect()
-        if connection.can_read(timeout=0):
-            return True
-        ready, _, _ = select.select([connection._sock, *also], [], [], max(0.0, timeout))
-        return connection._sock in ready
-
-    def _read(self, connection: Any) -> Any:
-        try:
-            return connection.read_response()
+            answer = connection.read_response()
         except redis.exceptions.ResponseError as error:
+            self._pending -= 1
             raise self._typed(error) from error
+        except _BROKEN as error:
+            raise self._broken(error) from error
+        self._pending -= 1
+        return answer
 
-    # ------------------------------------------------------------------------------------------------ connecting
-
-    def _connect(self) -> Any:
-        problems = []
-        for url in self._target.urls:
-            connection = _make(url, self._target)
-            try:
-                connection.connect()
-            except redis.exceptions.AuthenticationError as error:
-                raise self._errors.refused(
-                    f"{url.without_query()} refused the credentials: {error}; check user and password of the URL"
-                ) from error
-            except (redis.exceptions.RedisError, OSError) as error:
-                problems.append(f"{url.without_query()}: {_reason(error)}")
-                continue
-            self._connection = connection
-            self.generation += 1
-            return connection
-        raise self._errors.failed(
-            f"cannot connect to Redis: {'; '.join(problems)}. Is the server running, and are host and port right?"
-        )
-
-    def _broken(self, error: BaseException) -> TaskQError:
-        self.close()
-        if isinstance(error, redis.exceptions.TimeoutError | TimeoutError):
-            return self._errors.lost(
-                f"{self._target.name} did not answer within {self._target.timeout:g} s; whether it did what was asked is "
-                "not known"
-            )
-        return self._errors.lost(f"the connection to {self._target.name} broke: {_reason(error)}")
-
-    def _typed(self, error: Exception) -> Exception:
-        text = str(error)
-        kind = type(error).__name__
-        if isinstance(error, redis.exceptions.AuthenticationError | redis.exceptions.NoPermissionError):
-            return self._errors.refused(f"{self._target.name} refuses a command: {text}; check the user's ACL")
-        if text.startswith("OOM") or kind == "OutOfMemoryError" or "used memory > 'maxmemory'" in text:
-            return self._errors.full(f"{self._target.name} is out of memory, nothing was accepted: {text}")
-        if kind in ("ReadOnlyError", "BusyLoadingError", "MasterDownError") or text.startswith(("READONLY", "LOADING")):
-            self.close()  # after a failover the next connection may reach the new master
-            return self._errors.lost(f"{self._target.name} cannot write just now: {kind}: {text}")
-        if isinstance(error, redis.exceptions.NoScriptError) or text.startswith("No matching script"):
-            return ServerError(f"NOSCRIPT {text}")
-        return ServerError(text)
-
-    def close(self) -> None:
-        """Close the connection; the next command makes a new one."""
-        connection, self._connection = self._connection, None
-        if connection is not None:
-            connection.disconnect()
+    def readable(self, timeout: float, also: Any = None) -> bool:
+        """Wait until an answer can be read, ``also`` can, or the timeout passes; whether an answer can."""
+        connection = self._connection
+        if connection is None:
+            connection = self._connect()
+        try:
+            if connection.can_read(timeout=0):
+                return True
+            sockets = [connection._sock] if also is None else [connection._sock, also]
+            return connection._sock.fileno() in ready(sockets, timeout)
+        except _BROKEN as error:
+            raise self._broken(error) from error
 
     @property
     def connected(self) -> bool:
         """Whether there is a connection."""
         return self._connection is not None
 
+    def hurry(self, seconds: float) -> None:
+        """From now on wait no longer than this for anything: the link is about to be closed."""
+        self._timeout = min(self._timeout, max(0.05, seconds))
+        if self._connection is not None and self._connection._sock is not None:
+            self._connection._sock.settimeout(self._timeout)
 
-def _make(url: Url, target: Target) -> Any:
-    database = url.path.strip("/")
-    if database and not database.isdigit():
-        raise target.errors.refused(
-            f"{url.without_query()}: the path is the number of the database, as in redis://localhost/0, not {database!r}"
+    def close(self) -> None:
+        """Close the connection; the next command makes a new one."""
+        connection, self._connection = self._connection, None
+        self._pending = 0
+        self._doomed = False
+        if connection is not None:
+            connection.disconnect()
+
+    # ------------------------------------------------------------------------------------------------ connecting
+
+    def _stale(self, connection: Any) -> bool:
+        """Whether the server closed the connection while it was idle, so that nothing was sent in vain."""
+        try:
+            return bool(connection.can_read(timeout=0))  # nothing is due, so this is the end, or a parting word
+        except _BROKEN:
+            return True
+
+    def _connect(self) -> Any:
+        target = self._target
+        problems = []
+        count = len(target.urls)
+        for step in range(count):
+            index = (target.first[0] + step) % count
+            url = target.urls[index]
+            connection = None
+            try:
+                connection = self._make(url) if not target.service else self._mastered(url)
+                connection.connect()
+                connection._sock.settimeout(self._timeout)
+            except (redis.exceptions.AuthenticationError, redis.exceptions.AuthorizationError) as error:
+                raise self._errors.refused(
+                    f"{url.without_query()} refused the credentials: {error}; check user and password of the URL"
+                ) from error
+            except _BROKEN as error:
+                if connection is not None:
+                    connection.disconnect()
+                if isinstance(error, redis.exceptions.NoPermissionError) or "DB index" in str(error):
+                    raise self._errors.refused(
+                        f"{url.without_query()} refused to open the database: {error}"
+                    ) from error
+                problems.append(f"{url.without_query()}: {_reason(error)}")
+                continue
+            target.first[0] = index
+            self._connection = connection
+            self._pending = 0
+            return connection
+        raise self._errors.failed(
+            f"cannot connect to Redis: {'; '.join(problems)}. Is the server running, and are host and port right?"
         )
-    options: dict[str, Any] = {
-        "host": url.host or "localhost",
-        "port": url.port or DEFAULT_PORT,
-        "db": int(database or 0),
-        "username": url.username,
-        "password": url.password,
-        "protocol": 2,  # replies have one shape, whatever the server's version
-        "socket_timeout": target.timeout,
-        "socket_connect_timeout": target.connect_timeout,
-        "socket_keepalive": True,
-        "client_name": "taskq",
-        "retry": redis.retry.Retry(redis.backoff.NoBackoff(), 0),
-    }
-    kind = redis.SSLConnection if url.scheme == "rediss" else redis.Connection
-    return kind(**options)
+
+    def _make(self, url: Url, address: tuple[str, int] | None = None, *, database: bool = True) -> Any:
+        target = self._target
+        number = url.path.strip("/")
+        if number and not number.isdigit():
+            raise self._errors.refused(
+                f"{url.without_query()}: the path is the number of the database, as in redis://localhost/0, not "
+                f"{number!r}"
+            )
+        options: dict[str, Any] = {
+            "host": address[0] if address else url.host or "localhost",
+            "port": address[1] if address else url.port or DEFAULT_PORT,
+            "db": int(number or 0) if database else 0,
+            "username": url.username if database else None,
+            "password": url.password if database else None,
+            "protocol": 2,  # replies have one shape, whatever the server's version
+            "socket_timeout": min(target.connect_timeout, self._timeout),  # of the greeting; later it is `timeout`
+            "socket_connect_timeout": min(target.connect_timeout, self._timeout),
+            "socket_keepalive": True,
+            "retry": Retry(NoBackoff(), 0),
+        }
+        if _is_tls(url.scheme):
+            return redis.SSLConnection(**options, **target.tls)
+        return redis.Connection(**options)  # type: ignore[no-untyped-call]
+
+    def _mastered(self, url: Url) -> Any:
+        """Ask a sentinel where the master is; return a connection to it, not yet made."""
+        sentinel = self._make(url, (url.host or "localhost", url.port or SENTINEL_PORT), database=False)
+        try:
+            sentinel.connect()
+            sentinel.send_command("SENTINEL", "GET-MASTER-ADDR-BY-NAME", self._target.service)
+            answer = sentinel.read_response()
+        finally:
+            sentinel.disconnect()
+        if not answer:
+            raise redis.exceptions.ConnectionError(f"this sentinel knows no service {self._target.service!r}")
+        return self._make(url, (answer[0].decode(), int(answer[1])))
+
+    # ---------------------------------------------------------------------------------------------------- errors
+
+    def _broken(self, error: BaseException) -> TaskQError:
+        if isinstance(error, redis.exceptions.AuthenticationError | redis.exceptions.AuthorizationError):
+            self.close()
+            return self._errors.refused(f"{self._target.name} refuses a command: {error}; check user and password")
+        if isinstance(error, redis.exceptions.BusyLoadingError):
+            self.close()
+            return self._errors.failed(f"{self._target.name} is still starting: {error}")
+        self.close()
+        if isinstance(error, redis.exceptions.TimeoutError | TimeoutError):
+            return self._errors.lost(
+                f"{self._target.name} did not answer within {self._timeout:g} s; whether it did what was asked is "
+                "not known"
+            )
+        return self._errors.lost(f"the connection to {self._target.name} broke: {_reason(error)}")
+
+    def _typed(self, error: Exception) -> Exception:
+        text = str(error)
+        if isinstance(error, redis.exceptions.NoScriptError) or text.startswith("No matching script"):
+            return ServerError(f"NOSCRIPT {text}")
+        if (
+            isinstance(error, redis.exceptions.NoPermissionError)
+            or text.startswith("NOPERM")
+            or "ACL failure in script" in text
+            or "executing the script can't" in text
+        ):
+            return self._errors.refused(
+                f"{self._target.name} refuses a command: {text}; give the user the rights that the README lists"
+            )
+        if isinstance(error, redis.exceptions.OutOfMemoryError) or text.startswith("OOM"):
+            return self._errors.full(f"{self._target.name} is out of memory, nothing was accepted: {text}")
+        if text.startswith(_NOT_NOW) or isinstance(
+            error, redis.exceptions.ReadOnlyError | redis.exceptions.ClusterDownError
+        ):
+            self._doomed = True  # after a failover another of the servers is the master
+            self._target.first[0] += 1
+            return self._errors.failed(f"{self._target.name} cannot do this just now: {text}")
+        return ServerError(text)
 
 
 def _reason(error: BaseException) -> str:
@@ -228,6 +376,7 @@ class Links:
     def __init__(self, target: Target) -> None:
         self._target = target
         self._free: list[RedisLink] = []
+        self._closed = False
 
     def run(self, call: Callable[[RedisLink], Any]) -> Any:
         """Run a call with a connection of its own."""
@@ -238,11 +387,17 @@ class Links:
         try:
             return call(link)
         finally:
-            self._free.append(link)
+            if self._closed:
+                link.close()
+            else:
+                self._free.append(link)
+
+    def open(self) -> None:
+        """Keep connections from now on."""
+        self._closed = False
 
     def close(self) -> None:
-        """Close the connections that nobody uses."""
+        """Close the connections that nobody uses now, and the others when their call ends."""
+        self._closed = True
         while self._free:
             self._free.pop().close()
-
-

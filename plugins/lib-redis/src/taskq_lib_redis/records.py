@@ -16,8 +16,8 @@ from taskq.message import Record
 RANK = 17
 PUT_LUA = """
 local function put(key, value, ttl)
-  local old = redis.call('GETRANGE', key, 0, 16)
-  if old ~= '' then
+  local old = redis.pcall('GETRANGE', key, 0, 16)
+  if type(old) == 'string' and old ~= '' then
     local new = string.sub(value, 1, 17)
     if new < old or (new == old and string.sub(new, 17) == '1')
        or (string.sub(new, 1, 16) == string.sub(old, 1, 16) and string.sub(old, 17) == '1') then
@@ -31,8 +31,8 @@ end
 
 _encode = msgspec.msgpack.Encoder().encode
 _decode = msgspec.msgpack.Decoder(tuple[str, str, bytes, bool, int, int, float, str | None, bytes | None]).decode
-_encode_pairs = msgspec.msgpack.Encoder().encode
-decode_pairs = msgspec.msgpack.Decoder(list[bytes]).decode
+_encode_values = msgspec.msgpack.Encoder().encode
+decode_values = msgspec.msgpack.Decoder(list[bytes]).decode
 
 
 def encode_record(record: Record) -> bytes:
@@ -45,23 +45,23 @@ def encode_record(record: Record) -> bytes:
 
 
 def decode_record(value: bytes) -> Record:
-    """Return the record of a value."""
+    """Return the record of a value. Raises: ValueError, where another program wrote it."""
     return Record(*_decode(value[RANK:]))
 
 
-def record_arguments(records: Sequence[Record], prefix: str) -> tuple[list[Any], list[Any]]:
-    """Return what a script needs to store records: keys with values and ttl in ms, and what to publish where."""
-    stored: list[Any] = []
+def record_arguments(records: Sequence[Record], prefix: str) -> tuple[list[str], list[bytes], list[int]]:
+    """Return what a script needs to store records: keys, values, and times to live in ms."""
+    keys = [f"{prefix}r:{record.id}" for record in records]
+    return keys, [encode_record(r) for r in records], [max(1, int(r.ttl * 1000)) for r in records]
+
+
+def push_arguments(records: Sequence[Record], values: Sequence[bytes]) -> tuple[list[str], list[bytes]]:
+    """Return the channels to push to, and what to push there: all values for one waiting process at once."""
     pushed: dict[str, list[bytes]] = {}
-    for record in records:
-        value = encode_record(record)
-        stored += (f"{prefix}r:{record.id}", value, max(1, int(record.ttl * 1000)))
+    for record, value in zip(records, values, strict=True):
         if record.reply and record.terminal:
             pushed.setdefault(record.reply, []).append(value)
-    published: list[Any] = []
-    for channel, values in pushed.items():
-        published += (channel, _encode_pairs(values))
-    return stored, published
+    return list(pushed), [_encode_values(v) for v in pushed.values()]
 
 
 @runtime_checkable

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from taskq.errors import OutcomeUnknown, StoreError, StoreUnavailable
+from taskq.errors import OutcomeUnknown, StoreError
 from taskq.spi import Op, OpResult
-from taskq_lib_redis import RedisLink, Script, ServerError
+from taskq_lib_redis.connection import RedisLink, Script
+from taskq_store_redis.errors import AnswerLost
 
 APPLY = Script(
     """
@@ -72,8 +73,7 @@ redis.call('PEXPIREAT', KEYS[1], string.format('%.0f', math.ceil(last[2])))
 return 1
 """
 )
-
-
+_OPS_AT_ONCE = 500
 
 
 class RedisCoordination:
@@ -81,55 +81,55 @@ class RedisCoordination:
 
     prefix: str
 
-    def run(self, call: Any) -> Any:
+    def run(self, call: Callable[[RedisLink], Any]) -> Any:
         """Run a call with a borrowed connection."""
         raise NotImplementedError
 
-    def _coordinate(self, call: Any) -> Any:
+    def _coordinate(self, call: Callable[[RedisLink], Any]) -> Any:
         try:
             return self.run(call)
-        except StoreUnavailable as error:
-            if "connect" in str(error).partition(":")[0]:
-                raise
+        except AnswerLost as error:
             raise OutcomeUnknown(f"whether a coordination operation took effect is not known: {error}") from error
 
-    def _key(self, key: str) -> str:
+    def _key(self, kind: str, key: str) -> str:
         if not key or len(key) > 200 or not key.isascii() or not key.isprintable():
             error = StoreError(f"coordination key {key[:210]!r} is not 1 to 200 printable ASCII characters")
             error.retryable = False
             raise error
-        return f"{self.prefix}k:{key}"
+        return f"{self.prefix}{kind}:{key}"
 
     def apply(self, ops: Sequence[Op]) -> Sequence[OpResult]:
-        if not ops:
-            return ()
-        keys = [self._key(op.key) for op in ops]
-        args: list[Any] = []
-        for op in ops:
-            ttl = b"" if op.ttl is None else b"%d" % max(1, round(op.ttl * 1000))
-            expected = op.expected if op.expected is not None else b""
-            args += (op.kind.value, op.value or b"", int(op.expected is not None), expected, op.amount, ttl)
-        flat = self._coordinate(lambda link: link.script(APPLY, keys, args))
-        return [OpResult(bool(flat[i]), flat[i + 1]) for i in range(0, len(flat), 2)]
+        results: list[OpResult] = []
+        for start in range(0, len(ops), _OPS_AT_ONCE):
+            part = ops[start : start + _OPS_AT_ONCE]
+            keys = [self._key("k", op.key) for op in part]
+            args: list[Any] = []
+            for op in part:
+                ttl = b"" if op.ttl is None else b"%d" % max(1, round(op.ttl * 1000))
+                expected = op.expected if op.expected is not None else b""
+                args += (op.kind.value, op.value or b"", int(op.expected is not None), expected, op.amount, ttl)
+            flat = self._coordinate(lambda link, k=keys, a=args: link.script(APPLY, k, a))  # type: ignore[misc]
+            results += [OpResult(bool(flat[i]), flat[i + 1]) for i in range(0, len(flat), 2)]
+        return results
 
     def acquire(self, key: str, owner: str, *, slots: int = 1, ttl: float) -> bool:
-        name = self._key(key).replace("k:", "s:", 1)
+        name = self._key("s", key)
         ms = max(1, round(ttl * 1000))
         return bool(self._coordinate(lambda link: link.script(ACQUIRE, (name,), (owner, slots, ms))))
 
     def renew(self, key: str, owner: str, *, ttl: float) -> bool:
-        name = self._key(key).replace("k:", "s:", 1)
+        name = self._key("s", key)
         ms = max(1, round(ttl * 1000))
         return bool(self._coordinate(lambda link: link.script(RENEW, (name,), (owner, ms))))
 
     def release(self, key: str, owner: str) -> None:
-        name = self._key(key).replace("k:", "s:", 1)
+        name = self._key("s", key)
         self._coordinate(lambda link: link.call(b"ZREM", name, owner))
 
     # ---------------------------------------------------------------------------------------------- time index
 
     def _index(self, index: str) -> str:
-        return self._key(index).replace("k:", "t:", 1)
+        return self._key("t", index)
 
     def index_put(self, index: str, entries: Mapping[str, float]) -> None:
         if entries:
@@ -144,9 +144,9 @@ class RedisCoordination:
     def index_remove(self, index: str, members: Sequence[str]) -> Sequence[str]:
         def remove(link: RedisLink) -> list[str]:
             answers = link.pipeline([(b"ZREM", self._index(index), member) for member in members])
-            problem = next((a for a in answers if isinstance(a, ServerError)), None)
+            problem = next((a for a in answers if isinstance(a, Exception)), None)
             if problem is not None:
                 raise problem
             return [member for member, gone in zip(members, answers, strict=True) if gone]
 
-        return self._coordinate(remove) if members else ()  # type: ignore[no-any-return]
+        return self._coordinate(remove) if members else ()

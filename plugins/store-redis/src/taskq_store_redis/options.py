@@ -7,6 +7,7 @@ from typing import Any
 
 from taskq.spi import Durable, ReadableBy, StoreCapabilities, Support, option
 
+SCHEMES = ("redis", "rediss", "valkey", "valkeys", "redis+sentinel", "rediss+sentinel")
 MAX_RECORD_BYTES = 256 * 1024 * 1024
 
 
@@ -14,9 +15,16 @@ MAX_RECORD_BYTES = 256 * 1024 * 1024
 class RedisStoreOptions:
     """Options of ``redis://`` as a result store."""
 
-    key_prefix: str = option("taskq:", help="beginning of every key")
+    key_prefix: str = option("taskq:", help="beginning of every key; transport and store may share it")
     connect_timeout: float = option(5.0, help="longest time to connect to one server", minimum=0.05, unit="s")
     timeout: float = option(10.0, help="longest time to wait for an answer", minimum=0.05, unit="s")
+    sentinel_service: str = option(
+        "", help="name of the service that the sentinels watch; needed with redis+sentinel:// and only there"
+    )
+    tls_ca_file: str = option("", help="file with the authorities to trust, for rediss://; empty for the system's own")
+    tls_cert_file: str = option("", help="client certificate, for rediss://")
+    tls_key_file: str = option("", help="key of the client certificate, for rediss://")
+    tls_verify: bool = option(True, help="check the server's certificate and host name, for rediss://")
 
 
 def capabilities(options: Any) -> StoreCapabilities:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from taskq.spi import StoreConfig, StoreSpec, hookimpl
-from taskq_store_redis.options import RedisStoreOptions, capabilities
+from taskq_store_redis.options import SCHEMES, RedisStoreOptions, capabilities
 
 if TYPE_CHECKING:
     from taskq.spi import ResultStore
@@ -22,7 +22,7 @@ def taskq_result_store(scheme: str) -> StoreSpec:
     return StoreSpec(
         spi="0.1",
         name="redis",
-        schemes=("redis", "rediss", "valkey"),
+        schemes=SCHEMES,
         factory=_make,
         capabilities=capabilities,
         options=RedisStoreOptions,

@@ -7,40 +7,24 @@ import socket
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
+
+import msgspec
 
 from taskq.errors import ResultTooLarge, StoreError, StoreUnavailable
 from taskq.message import Record
 from taskq.spi import StoreCapabilities, StoreConfig
-from taskq_lib_redis import (
-    PUT_LUA,
-    Errors,
-    Links,
-    RedisLink,
-    Script,
-    ServerError,
-    Target,
-    decode_pairs,
-    decode_record,
-    record_arguments,
-)
+from taskq_lib_redis.connection import Links, RedisLink, Script, ServerError, make_target, ready
+from taskq_lib_redis.records import PUT_LUA, decode_record, decode_values, push_arguments, record_arguments
 from taskq_store_redis.coordination import RedisCoordination
+from taskq_store_redis.errors import ERRORS, StoreClosed
 from taskq_store_redis.options import MAX_RECORD_BYTES, RedisStoreOptions, capabilities
 
-
-class StoreRefused(StoreError):
-    """The server refuses the credentials or a command; repeating is pointless."""
-
-    retryable = False
-
-
-ERRORS = Errors(StoreUnavailable, StoreUnavailable, StoreRefused, StoreUnavailable, StoreError)
 _PUT = Script(
     PUT_LUA
     + """
-local out = {}
-local n = tonumber(ARGV[1])
+local out, n = {}, tonumber(ARGV[1])
 for i = 1, n do
   if not put(KEYS[i], ARGV[2 * i], ARGV[2 * i + 1]) then out[#out + 1] = i end
 end
@@ -48,10 +32,15 @@ for i = 2 * n + 2, #ARGV, 2 do redis.call('PUBLISH', ARGV[i], ARGV[i + 1]) end
 return out
 """
 )
+"""KEYS: of the records. ARGV: their number, value and time to live in ms of each, then channel and data of each push.
+Returns the places, from 1, of the records that were not stored because a better one is there."""
+
 _CHUNK = 500
+_CHUNK_BYTES = 8 << 20
 _FIRST_LOOK = 0.005
 """Seconds to wait for a push before the keys are asked: what was sent from here is nearly always pushed."""
 _LOOK = 1.0
+_RECONNECT_PAUSE = 0.1
 _KEPT_PUSHES = 10_000
 
 
@@ -60,21 +49,26 @@ class RedisStore(RedisCoordination):
 
     def __init__(self, config: StoreConfig) -> None:
         self.options: RedisStoreOptions = config.options
-        self._urls = config.urls
         self.prefix = self.options.key_prefix
-        self._target = Target(config.urls, self.options.connect_timeout, self.options.timeout, ERRORS)
+        self._target = make_target(config.urls, self.options, ERRORS)
         self._capabilities = capabilities(self.options)
         self._links = Links(self._target)
         self._pid = os.getpid()
-        self._channel_lock = threading.Lock()
+        self._open = False
+        self._opening = threading.Lock()
+        self._listening = threading.Lock()
+        """Held while the channel is made or dropped, not while it is waited on."""
+        self._turn = threading.Lock()
+        """Held by the thread that waits."""
         self._channel: RedisLink | None = None
         self._address = f"{self.prefix}a:{os.urandom(8).hex()}"
         self._pushed: OrderedDict[str, Record] = OrderedDict()
-        self._pipe, self._bell = socket.socketpair()
-        self._pipe.setblocking(False)
-        self._bell.setblocking(False)
+        self._looked: set[str] = set()
+        """Ids whose keys have been asked once: what comes now is pushed."""
+        self._next_look = 0.0
+        self._pipe: socket.socket | None = None
+        self._bell: socket.socket | None = None
         self._woken = False
-        self._closed = True
 
     @property
     def capabilities(self) -> StoreCapabilities:
@@ -82,30 +76,62 @@ class RedisStore(RedisCoordination):
 
     @property
     def results_place(self) -> tuple[Any, ...]:
-        return tuple((u.host, u.port, u.path.strip("/") or "0") for u in self._urls), self.prefix
+        return self._target.place, self.prefix
 
     def open(self) -> None:
-        if self._closed:
-            self.run(lambda link: link.call(b"PING"))
-            self._closed = False
+        self._check_process()
+        with self._opening:
+            if self._open:
+                return
+            self._links.open()
+            try:
+                self._links.run(lambda link: link.call(b"MGET", f"{self.prefix}r:"))
+            except ServerError as error:
+                self._links.close()
+                raise StoreError(f"{self._target.name} cannot be a result store: {error}") from error
+            except BaseException:
+                self._links.close()
+                raise
+            self._pipe, self._bell = socket.socketpair()
+            self._pipe.setblocking(False)
+            self._bell.setblocking(False)
+            self._open = True
 
     def close(self, *, timeout: float = 5.0) -> None:
         if self._pid != os.getpid():
             return
-        self._closed = True
-        self.wake()
-        with self._channel_lock:
-            if self._channel is not None:
-                self._channel.close()
-                self._channel = None
-        self._links.close()
+        with self._opening:
+            if not self._open:
+                return
+            self._open = False
+            self.wake()
+            waited = self._turn.acquire(timeout=timeout)
+            try:
+                with self._listening:
+                    if self._channel is not None:
+                        self._channel.close()
+                        self._channel = None
+                self._links.close()
+                for end in (self._pipe, self._bell):
+                    if end is not None:
+                        end.close()
+                self._pipe = self._bell = None
+            finally:
+                if waited:
+                    self._turn.release()
 
-    def run(self, call: Any) -> Any:
-        """Run a call with a borrowed connection; an error answer becomes a StoreError."""
+    def _check_process(self) -> None:
         if self._pid != os.getpid():
-            error = StoreError(f"this store belongs to process {self._pid}; open a new one in process {os.getpid()}")
-            error.retryable = False
-            raise error
+            raise StoreClosed(f"this store belongs to process {self._pid}; open a new one in process {os.getpid()}")
+
+    def _check(self) -> None:
+        self._check_process()
+        if not self._open:
+            raise StoreClosed("the result store is not open; call open() first")
+
+    def run(self, call: Callable[[RedisLink], Any]) -> Any:
+        """Run a call with a borrowed connection; an error answer becomes a StoreError."""
+        self._check()
         try:
             return self._links.run(call)
         except ServerError as error:
@@ -116,109 +142,167 @@ class RedisStore(RedisCoordination):
     def check_records(self, records: Sequence[Record]) -> None:
         """Refuse what is too large before anything is sent. Raises: ResultTooLarge."""
         for record in records:
-            if len(record.payload) + len(record.follow_ups or b"") > MAX_RECORD_BYTES:
+            size = len(record.payload) + len(record.follow_ups or b"")
+            if size > MAX_RECORD_BYTES:
                 raise ResultTooLarge(
-                    f"the record of task [{record.id}] takes {len(record.payload)} bytes, Redis keeps at most "
-                    f"{MAX_RECORD_BYTES} in one key"
+                    f"the record of task [{record.id}] takes {size} bytes, Redis keeps at most {MAX_RECORD_BYTES} in "
+                    "one key; store large results elsewhere and return their address"
                 )
 
     def put(self, records: Sequence[Record]) -> Sequence[str]:
+        self._check()
         self.check_records(records)
         superseded: list[str] = []
-        for start in range(0, len(records), _CHUNK):
-            part = records[start : start + _CHUNK]
-            stored, published = record_arguments(part, self.prefix)
-            keys = stored[0::3]
-            values = [value for i in range(0, len(stored), 3) for value in (stored[i + 1], stored[i + 2])]
-            args = [len(keys), *values, *published]
-            worse = self.run(lambda link, keys=keys, args=args: link.script(_PUT, keys, args))
+        for part in _portions(records):
+            keys, values, ttls = record_arguments(part, self.prefix)
+            channels, pushed = push_arguments(part, values)
+            args: list[Any] = [len(keys)]
+            for value, ttl in zip(values, ttls, strict=True):
+                args += (value, ttl)
+            for channel, data in zip(channels, pushed, strict=True):
+                args += (channel, data)
+            worse = self.run(lambda link, keys=keys, args=args: link.script(_PUT, keys, args))  # type: ignore[misc]
             superseded += [part[i - 1].id for i in worse]
         return superseded
 
     def get(self, ids: Sequence[str]) -> Sequence[Record | None]:
+        self._check()
         found: list[Record | None] = []
         for start in range(0, len(ids), _CHUNK):
             keys = [f"{self.prefix}r:{i}" for i in ids[start : start + _CHUNK]]
-            values = self.run(lambda link, keys=keys: link.call(b"MGET", *keys))
-            found += [None if value is None else decode_record(value) for value in values]
+            values = self.run(lambda link, keys=keys: link.call(b"MGET", *keys))  # type: ignore[misc]
+            found += [None if value is None else self._decoded(value) for value in values]
         return found
 
+    def _decoded(self, value: bytes) -> Record:
+        try:
+            return decode_record(value)
+        except (msgspec.MsgspecError, TypeError, UnicodeDecodeError) as error:
+            foreign = StoreError(
+                f"a record on {self._target.name} cannot be read ({error}); is another program using keys that begin "
+                f"with {self.prefix}r: ?"
+            )
+            foreign.retryable = False
+            raise foreign from error
+
     def delete(self, ids: Sequence[str]) -> None:
+        self._check()
         for start in range(0, len(ids), _CHUNK):
             keys = [f"{self.prefix}r:{i}" for i in ids[start : start + _CHUNK]]
-            self.run(lambda link, keys=keys: link.call(b"DEL", *keys))
+            self.run(lambda link, keys=keys: link.call(b"DEL", *keys))  # type: ignore[misc]
 
     # -------------------------------------------------------------------------------------------------- waiting
 
     def reply_address(self) -> str | None:
-        with self._channel_lock:
+        self._check()
+        if self._channel is None:
             self._listen()
         return self._address
 
     def _listen(self) -> RedisLink:
-        """Return the subscribed connection, making it where there is none or it broke; the lock is held."""
-        if self._channel is None or not self._channel.connected:
-            channel = RedisLink(self._target)
-            channel.call(b"SUBSCRIBE", self._address)
-            self._channel = channel
-        return self._channel
+        """Return the subscribed connection, making it where there is none or it broke."""
+        with self._listening:
+            self._check()
+            channel = self._channel
+            if channel is None or not channel.connected:
+                channel = channel or RedisLink(self._target)
+                try:
+                    channel.call(b"SUBSCRIBE", self._address)
+                except ServerError as error:
+                    channel.close()
+                    raise StoreError(f"{self._target.name} refused SUBSCRIBE: {error}") from error
+                self._channel = channel
+                self._looked.clear()  # what was pushed meanwhile has gone to nobody
+            return channel
 
     def wait(self, ids: Sequence[str], timeout: float) -> Sequence[Record]:
-        end = time.monotonic() + timeout
+        self._check()
+        with self._turn:
+            return self._wait(ids, time.monotonic() + timeout)
+
+    def _wait(self, ids: Sequence[str], end: float) -> Sequence[Record]:
         wanted = set(ids)
-        next_look = time.monotonic() + _FIRST_LOOK
-        while True:
+        looked = self._looked
+        looked &= wanted
+        first_look = time.monotonic() + _FIRST_LOOK
+        while self._open:
+            channel = self._listen()
             found = self._take_pushed(wanted)
             if found:
                 return found
             now = time.monotonic()
-            if now >= next_look or now >= end:
-                next_look = now + _LOOK
-                found = [r for r in self.get(ids) if r is not None and r.terminal]
+            new = now >= min(first_look, end) and len(looked) < len(wanted)
+            if new or now >= self._next_look:
+                ask = list(wanted - looked if new else wanted)
+                if not new or not looked:
+                    self._next_look = now + _LOOK
+                looked |= wanted
+                found = [r for r in self.get(ask) if r is not None and r.terminal]
                 if found:
                     return found
-            if self._woken or self._closed or now >= end:
-                self._woken = False
-                self._drain()
-                return ()
-            self._read_pushes(min(end, next_look) - now)
+            if self._woken or now >= end:
+                break
+            pause = min(end, self._next_look, first_look if len(looked) < len(wanted) else end) - time.monotonic()
+            self._read_pushes(channel, pause)
+        self._woken = False
+        self._drain()
+        return ()
 
     def _take_pushed(self, wanted: set[str]) -> list[Record]:
         pushed = self._pushed
-        if len(wanted) < len(pushed):
-            hits = [i for i in wanted if i in pushed]
-        else:
-            hits = [i for i in pushed if i in wanted]
+        if not pushed:
+            return []
+        hits = [i for i in wanted if i in pushed] if len(wanted) < len(pushed) else [i for i in pushed if i in wanted]
         return [pushed.pop(i) for i in hits]
 
-    def _read_pushes(self, pause: float) -> None:
-        """Wait for pushed results and keep them; a broken channel is made again, and the keys are asked meanwhile."""
-        with self._channel_lock:
-            channel = self._listen()
-            if not channel.readable(pause, [self._pipe]):
-                self._drain()
+    def _read_pushes(self, channel: RedisLink, pause: float) -> None:
+        """Wait for pushed results and keep them. A broken channel is made again, and the keys are asked meanwhile."""
+        pushed = self._pushed
+        try:
+            if not channel.readable(pause, self._pipe):
                 return
             while True:
                 kind, _, data = channel.receive()
                 if kind == b"message":
-                    for value in decode_pairs(data):
+                    for value in decode_values(data):
                         record = decode_record(value)
-                        self._pushed[record.id] = record
+                        pushed[record.id] = record
                 if not channel.readable(0.0):
                     break
-        while len(self._pushed) > _KEPT_PUSHES:
-            self._pushed.popitem(last=False)
+        except (ServerError, ValueError, TypeError, msgspec.MsgspecError):
+            channel.close()  # not ours: somebody else publishes there
+        except StoreUnavailable:
+            channel.close()
+            if self._pipe is not None:
+                ready((self._pipe,), _RECONNECT_PAUSE)
+        while len(pushed) > _KEPT_PUSHES:
+            pushed.popitem(last=False)
 
     def wake(self) -> None:
         self._woken = True
         try:
-            self._bell.send(b"1")
+            if self._bell is not None:
+                self._bell.send(b"1")
         except OSError:
-            return  # full: it is woken already
+            return  # full: it is woken already; or closed meanwhile
 
     def _drain(self) -> None:
         try:
-            while self._pipe.recv(4096):
+            while self._pipe is not None and len(self._pipe.recv(4096)) == 4096:
                 continue
         except OSError:
             return
+
+
+def _portions(records: Sequence[Record]) -> list[Sequence[Record]]:
+    """Split a batch so that no command to the server is out of all proportion."""
+    portions: list[Sequence[Record]] = []
+    start = size = 0
+    for i, record in enumerate(records):
+        if i > start and (size + len(record.payload) > _CHUNK_BYTES or i - start >= _CHUNK):
+            portions.append(records[start:i])
+            start, size = i, 0
+        size += len(record.payload)
+    if start < len(records):
+        portions.append(records[start:])
+    return portions

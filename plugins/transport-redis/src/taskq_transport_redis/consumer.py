@@ -2,40 +2,48 @@
 
 It has two connections: one to claim and to wait for the bell, one to settle and to renew its lease, so that a waiting
 fetch never holds up an acknowledgement. A claim for the next batch may be under way while the kernel runs this one.
+
+The intake thread alone enters the consumer on the server, again where the lease was lost. A claim whose answer never
+came has spoilt its receipts: before the next one the server hands back what it took, and refuses it should it come late.
 """
 
 from __future__ import annotations
 
+import base64
+import logging
 import os
 import random
 import socket
 import threading
 import time
+from collections import deque
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from taskq.errors import ConnectionLost, PayloadTooLarge, TransportClosed, TransportError
-from taskq.message import RELEASE, Commit, Delivery, Fetched, Lost, Outbound, Receipt, Settlement, Subscription
-from taskq_lib_redis import RedisLink, RedisResults, ServerError, record_arguments
+from taskq.errors import AuthenticationFailed, ConnectionLost, TransportClosed, TransportError
+from taskq.message import RELEASE, Commit, Delivery, Fetched, Lost, Receipt, Settlement, Subscription
+from taskq_lib_redis.connection import RedisLink, Script, ServerError, ready
+from taskq_lib_redis.records import RedisResults, push_arguments, record_arguments
 from taskq_transport_redis import scripts
-from taskq_transport_redis.options import MAX_PAYLOAD_BYTES
+from taskq_transport_redis.frames import check_size, delayed_member, frame
 
 if TYPE_CHECKING:
     from taskq.spi import Committer, ResultStore, SubscribeOrder
     from taskq_transport_redis.transport import RedisTransport
 
-_QUEUES_AT_ONCE = 32
+logger = logging.getLogger("taskq.transport.redis")
 _UNLIMITED = 1 << 50
-_pack = msgspec.msgpack.Encoder().encode
+_MOST_AT_ONCE = 1000
+_SETTLE_CHUNK = 4000
+_SETTLE_BYTES = 8 << 20
+_WAKE_TTL_MS = 60_000
+_PATIENCE = 0.05
+"""Seconds that a wake waits for the settling connection before it breaks the waiting one instead."""
 _GONE = "the lease ended and the message was given back"
-
-
-class _Held(NamedTuple):
-    queue: int
-    number: int
-    size: int
+_NOT_HELD = "not held: it was settled before, or the lease ended"
+_pack = msgspec.msgpack.Encoder().encode
 
 
 class _LeaseLost(Exception):
@@ -51,48 +59,111 @@ class RedisConsumer:
         self._claims = RedisLink(transport.target)
         self._settles = RedisLink(transport.target)
         self._settling = threading.Lock()
+        """Held for a round trip of the settling connection."""
         self._state = threading.Lock()
+        """Guards what is held, the bytes, the losses and the name; never held over a call of the server."""
+        self.id = ""
+        self._held: dict[int, tuple[int, int]] = {}
+        """Receipt to queue number and size."""
+        self._leaving = 0
+        """How many are being settled: still held by the server, no longer here."""
+        self._bytes = 0
+        self._losses: list[Lost] = []
+        self._closed = False
+        # the rest is the intake thread's
         self._names: list[str] = []
+        self._numbers: dict[str, int] = {}
         self._subscribed: list[int] = []
         self._weights: dict[int, int] = {}
         self._order: SubscribeOrder = "fair"
         self._turn = 0
-        self._held: dict[int, _Held] = {}
-        self._bytes = 0
         self._credit = self._max_bytes = _UNLIMITED
         self._next = 1
-        self._losses: list[Lost] = []
-        self._ahead: tuple[list[int], list[int], int] | None = None
-        self._closed = False
+        self._spoilt = 0
+        self._spoilt_from = 0
+        self._current = False
+        """Whether the server knows our queues and name."""
+        self._ahead: tuple[str, int, int] | None = None
+        """Name, first receipt and size of the claim whose answer is still to be read."""
+        self._buffer: deque[Delivery] = deque()
+        self._due: float | None = None
+        self._blocked = False
+        self._starved = False
         self._woken = False
+        self._complained: set[bytes] = set()
         self._pipe, self._bell = socket.socketpair()
         self._pipe.setblocking(False)
         self._bell.setblocking(False)
-        self.id = ""
-        self._register(self._settles)
+        try:
+            self._enter()
+        except BaseException:
+            self._pipe.close()
+            self._bell.close()
+            self._claims.close()
+            raise
 
-    # ---------------------------------------------------------------------------------------------------- lease
+    # ------------------------------------------------------------------------------------- standing on the server
 
-    def _register(self, link: RedisLink) -> None:
-        """Enter under a new name; what was held under the old one is lost."""
-        p = self._prefix
-        name = os.urandom(6).hex()
-        queues = [value for n, queue in enumerate(self._names) for value in (n, queue)]
-        keys = (f"{p}c", f"{p}m:{name}")
-        self._run(link, scripts.REGISTER, keys, (name, self._lease_ms, *queues))
+    def _enter(self) -> None:
+        """Make the server know name and queues: at first, after a subscription, a lost lease, a broken claim."""
+        fresh = not self.id
+        name = self.id or os.urandom(6).hex()
+        self._announce(name, self._lease_ms if fresh else 0)
         with self._state:
+            self.id = name
+        self._spoilt_from = 0
+        self._current = True
+
+    def _announce(self, name: str, lease_ms: int) -> None:
+        many = len(self._subscribed) > scripts.MANY
+        place = {number: position for position, number in enumerate(self._subscribed, 1)}
+        scores = self._weights if self._order == "weighted" else place
+        args: list[Any] = [self._prefix, name, self._spoilt, self._spoilt_from, lease_ms, int(many)]
+        for number, queue in enumerate(self._names):
+            args += (number, queue, scores[number] if many and number in place else "")
+        self._run(self._claims, scripts.SUBSCRIBE, args)
+
+    def _expired(self, name: str) -> None:
+        """Note that the lease of this name is lost, and with it all that is held."""
+        with self._state:
+            if self.id != name:
+                return
+            self.id = ""
             self._losses += [Lost(receipt, _GONE) for receipt in self._held]
             self._held.clear()
             self._bytes = 0
-            self.id = name
+        self._poke()
+
+    def _prepare(self) -> None:
+        """Bring the server's view of this consumer up to date, before a claim."""
+        while not self.id or not self._current:
+            if not self.id:
+                self._buffer.clear()  # reported as lost
+            if self._ahead is not None:
+                self._collect_ahead()
+                continue
+            try:
+                self._enter()
+            except _LeaseLost:
+                self._expired(self.id)
+                continue
+            self._return_unwanted()
+
+    def _return_unwanted(self) -> None:
+        """Hand back what was read ahead of a queue that is no longer subscribed."""
+        wanted = {self._names[n] for n in self._subscribed}
+        unwanted = [d for d in self._buffer if d.queue not in wanted]
+        if unwanted:
+            self._buffer = deque(d for d in self._buffer if d.queue in wanted)
+            self._end([Settlement(d.receipt, RELEASE) for d in unwanted], ())
 
     @property
     def _lease_ms(self) -> int:
         return max(1, round(self._transport.lease_s * 1000))
 
-    def _run(self, link: RedisLink, script: Any, keys: Sequence[Any], args: Sequence[Any]) -> Any:
+    def _run(self, link: RedisLink, script: Script, args: Sequence[Any]) -> Any:
         try:
-            return link.script(script, keys, args)
+            return link.script(script, (f"{self._prefix}c",), args)
         except ServerError as error:
             raise self._problem(error) from error
 
@@ -106,19 +177,13 @@ class RedisConsumer:
     def subscribe(self, queues: Sequence[Subscription], *, order: SubscribeOrder = "fair") -> None:
         self._check()
         for subscription in queues:
-            if subscription.queue not in self._names:
+            if subscription.queue not in self._numbers:
+                self._numbers[subscription.queue] = len(self._names)
                 self._names.append(subscription.queue)
-        self._subscribed = [self._names.index(s.queue) for s in queues]
-        self._weights = {self._names.index(s.queue): max(1, s.weight) for s in queues}
+        self._subscribed = [self._numbers[s.queue] for s in queues]
+        self._weights = {self._numbers[s.queue]: max(1, s.weight) for s in queues}
         self._order = order
-        pairs = [value for n, queue in enumerate(self._names) for value in (n, queue)]
-        if pairs:
-            key = f"{self._prefix}m:{self.id}"
-            with self._settling:
-                try:
-                    self._settles.call(b"HSET", key, *pairs)
-                except ServerError as error:
-                    raise TransportError(f"{self._transport.target.name} refused HSET: {error}") from error
+        self._current = False  # the next fetch tells the server
 
     def credit(self, n: int, max_bytes: int) -> None:
         self._check()
@@ -129,181 +194,306 @@ class RedisConsumer:
         self._check()
         end = time.monotonic() + wait
         while True:
-            try:
-                deliveries, due = self._claimed(limit)
-            except _LeaseLost:
-                self._register(self._claims)
-                continue
+            deliveries = self._take_now(limit)
             if deliveries:
-                if ahead and len(deliveries) >= limit:
+                if ahead and len(deliveries) >= limit and not self._buffer:
                     self._claim_ahead(ahead)
-                return Fetched(deliveries, self._take_losses())
+                return Fetched(deliveries, self._take_losses() if self._losses else ())
             left = end - time.monotonic()
             if self._woken or self._losses or left <= 0:
-                self._quiet()
+                self._woken = False
+                self._drain()
                 return Fetched((), self._take_losses())
-            pause = min(left, self._transport.options.poll_interval)
-            if due is not None:
-                pause = min(pause, due)
-            self._wait(pause)
+            self._wait(left)
 
-    def _claimed(self, limit: int) -> tuple[list[Delivery], float | None]:
-        """Return what is there now, and seconds until a delayed message is due."""
-        if self._ahead is not None:
-            order, bases, _ = self._ahead
-            self._ahead = None
-            try:
-                answer = self._claims.receive()
-            except ServerError as error:
-                raise self._problem(error) from error
-            deliveries, due = self._take(answer, order, bases)
-            if deliveries:
-                return deliveries, due
-        due = None
-        for order in self._windows():
+    def _take_now(self, limit: int) -> list[Delivery]:
+        """Return what is here or there now."""
+        self._blocked = False
+        while True:
+            if not self._current or not self.id:
+                self._prepare()
+            if self._ahead is not None:
+                self._collect_ahead()
+                continue
+            if self._buffer:
+                buffer = self._buffer
+                return [buffer.popleft() for _ in range(min(limit, len(buffer)))]
             room = self._room(limit)
-            if room <= 0 or not order:
-                return [], None
-            command, bases = self._claim_command(order, room)
+            if room <= 0 or not self._subscribed:
+                return []
+            name, first = self.id, self._next
+            if not name:
+                continue
+            args = self._claim_arguments(name, room)
             try:
-                answer = self._claims.script(scripts.CLAIM, command[0], command[1])
+                answer = self._claims.script(scripts.CLAIM, (), args)
             except ServerError as error:
-                raise self._problem(error) from error
-            deliveries, next_due = self._take(answer, order, bases)
-            if deliveries:
-                return deliveries, next_due
-            if next_due is not None:
-                due = next_due if due is None else min(due, next_due)
-        return [], due
+                if error.code != "LOST":
+                    self._spoil(first)
+                    raise self._problem(error) from error
+                self._expired(name)
+                continue
+            except ConnectionLost:
+                self._spoil(first)
+                raise
+            deliveries = self._take(answer, name)
+            if deliveries is not None:
+                return deliveries
+
+    def _spoil(self, first: int) -> None:
+        """Note that a claim's answer is lost: what it took, from this receipt on, must be handed back."""
+        self._spoilt += 1
+        self._spoilt_from = first if not self._spoilt_from else min(first, self._spoilt_from)
+        self._current = False
 
     def _room(self, limit: int) -> int:
-        room = min(limit, self._credit - len(self._held), 1000)
-        return 0 if self._held and self._bytes >= self._max_bytes else room
+        with self._state:
+            if self._bytes >= self._max_bytes and (self._held or self._leaving):
+                return 0
+            return min(limit, self._credit - len(self._held) - self._leaving, _MOST_AT_ONCE)
 
-    def _windows(self) -> list[list[int]]:
-        """Return the subscribed queues in the order to look at, in portions of one script call."""
+    def _claim_arguments(self, name: str, room: int) -> list[Any]:
+        """Return the arguments of a claim; its receipts are used up."""
         queues = self._subscribed
-        if len(queues) > 1 and self._order == "fair":
-            self._turn = (self._turn + 1) % len(queues)
-            queues = queues[self._turn :] + queues[: self._turn]
-        elif len(queues) > 1 and self._order == "weighted":
+        busy = self._held or self._leaving
+        args: list[Any] = [
+            self._prefix, name, self._spoilt, room, max(0, self._max_bytes - self._bytes), 0 if busy else 1, self._next,
+        ]  # fmt: skip
+        self._next += room
+        count = len(queues)
+        self._turn = self._turn + 1 if self._turn < count else 1
+        if count > scripts.MANY:
+            args += (self._order, self._turn, random.getrandbits(31))
+            return args
+        if count > 1 and self._order == "fair":
+            queues = queues[self._turn - 1 :] + queues[: self._turn - 1]
+        elif count > 1 and self._order == "weighted":
             # a draw by weight for each place: in the long run each queue is first in proportion to its weight
             queues = sorted(queues, key=lambda q: random.random() ** (1 / self._weights[q]), reverse=True)  # noqa: S311
-        return [queues[i : i + _QUEUES_AT_ONCE] for i in range(0, len(queues), _QUEUES_AT_ONCE)]
+        args.append("few")
+        for number in queues:
+            args += (number, self._names[number])
+        return args
 
-    def _claim_command(self, order: Sequence[int], room: int) -> tuple[tuple[list[Any], list[Any]], list[int]]:
-        p = self._prefix
-        keys: list[Any] = [f"{p}c"]
-        bases: list[int] = []
-        for n in order:
-            queue = self._names[n]
-            keys += (f"{p}i:{self.id}:{n}", f"{p}d:{queue}", f"{p}b:{queue}", *self._transport.lists(queue))
-            bases.append(self._next)
-            self._next += room
-        free = max(0, self._max_bytes - self._bytes)
-        return (keys, [self.id, room, free, 0 if self._held else 1, *bases]), bases
-
-    def _take(
-        self, answer: Sequence[Any], order: Sequence[int], bases: Sequence[int]
-    ) -> tuple[list[Delivery], float | None]:
+    def _take(self, answer: Sequence[Any], name: str) -> list[Delivery] | None:
+        """Return the deliveries of a claim's answer; None where the lease was lost meanwhile."""
+        due = answer[0]
+        self._due = None if due < 0 else due / 1000
+        self._blocked = bool(answer[2])
+        if answer[1]:
+            self._complain(answer[1])
+        if len(answer) == 3:
+            return []
         deliveries: list[Delivery] = []
+        held: dict[int, tuple[int, int]] = {}
         size = 0
-        for n, base, frames in zip(order, bases, answer[1:], strict=True):
-            queue = self._names[n]
-            held = self._held
-            for number, frame in enumerate(frames, base):
-                payload = frame[2:]
-                held[number] = _Held(n, number, len(payload))
-                size += len(payload)
-                deliveries.append(Delivery(payload, number, queue, frame[0] + 1))
-        if size:
-            with self._state:
-                self._bytes += size
-        due = int(answer[0])
-        return deliveries, None if due < 0 else due / 1000
+        for i in range(3, len(answer), 3):
+            number = answer[i]
+            queue = self._names[number]
+            for receipt, raw in enumerate(answer[i + 2], answer[i + 1]):
+                payload = raw[2:]
+                length = len(payload)
+                size += length
+                held[receipt] = (number, length)
+                deliveries.append(Delivery(payload, receipt, queue, raw[0] + 1))
+        with self._state:
+            if self.id != name:
+                return None  # given back by whoever found the lease ended
+            self._held.update(held)
+            self._bytes += size
+        return deliveries
+
+    def _complain(self, key: bytes) -> None:
+        if key not in self._complained:
+            self._complained.add(key)
+            logger.warning(
+                "the key %r on %s is of another type than the queue's, which is passed over; delete or rename it",
+                key.decode(errors="replace"), self._transport.target.name,
+            )  # fmt: skip
 
     def _claim_ahead(self, limit: int) -> None:
         """Send the claim for the next batch; its answer is read by the next fetch."""
-        windows = self._windows()
         room = self._room(limit)
-        if len(windows) != 1 or room <= 0:
+        name, first = self.id, self._next
+        if room <= 0 or not name or not self._current:
             return
-        (keys, args), bases = self._claim_command(windows[0], room)
-        self._claims.send(b"EVALSHA", scripts.CLAIM.sha, len(keys), *keys, *args)
-        self._ahead = (list(windows[0]), bases, room)
+        args = self._claim_arguments(name, room)
+        try:
+            self._claims.send(b"EVALSHA", scripts.CLAIM.sha, 0, *args)
+        except TransportError:
+            self._spoil(first)  # the next fetch reports what is wrong
+            return
+        self._ahead = (name, first, room)
 
-    def _wait(self, pause: float) -> None:
-        """Wait for a bell, a wake, or the pause to pass."""
+    def _collect_ahead(self) -> None:
+        """Read the answer of the claim that was sent ahead into the buffer."""
+        assert self._ahead is not None
+        name, first, _ = self._ahead
+        self._ahead = None
+        try:
+            answer = self._claims.receive()
+        except ServerError as error:
+            if error.code == "LOST":
+                self._expired(name)
+            elif error.code != "NOSCRIPT":  # with which nothing was done
+                self._spoil(first)
+                raise self._problem(error) from error
+            return
+        except ConnectionLost:
+            self._spoil(first)
+            raise
+        self._buffer.extend(self._take(answer, name) or ())
+
+    # -------------------------------------------------------------------------------------------------- waiting
+
+    def _wait(self, left: float) -> None:
+        """Wait for a bell, a wake, or something that may change what a claim brings; at most ``left`` seconds."""
+        poll = self._transport.options.poll_interval
+        name = self.id
+        if not name:
+            return
+        if self._blocked or not self._subscribed or self._room(1) <= 0:
+            # nothing may be taken: listening for bells would take them from those who can
+            self._starved = True
+            if not self._subscribed or self._room(1) <= 0 or self._blocked:
+                ready((self._pipe,), min(left, poll))
+            self._starved = False
+            self._drain()
+            return
+        exact = self._due is not None and self._due < min(left, poll)
+        pause = self._due if exact and self._due is not None else min(left, poll)
         p = self._prefix
         bells = [f"{p}b:{self._names[n]}" for n in self._subscribed]
-        wake_key = f"{p}w:{self.id}"
-        self._claims.send(b"BLPOP", *bells, wake_key, f"{max(0.001, pause):.3f}")
-        # the server answers when the pause is over; a wake from here makes it answer at once
-        if not self._claims.readable(pause + self._transport.options.timeout, [self._pipe]):
-            self._drain()
-            with self._settling:
-                try:
-                    self._settles.pipeline([(b"RPUSH", wake_key, b"1"), (b"PEXPIRE", wake_key, 60_000)])
-                except TransportError:
-                    self._claims.close()
-                    raise
+        # Servers end a wait up to a tenth of a second late: where that matters, it is ended from here.
+        served = pause + 1.0 if exact else pause
         try:
+            self._claims.send(b"BLPOP", *bells, f"{p}w:{name}", f"{max(0.001, served):.3f}")
+            patience = pause if exact else pause + self._transport.options.timeout
+            if not self._claims.readable(patience, self._pipe):
+                if not exact and not ready((self._pipe,), 0):
+                    self._claims.close()
+                    raise ConnectionLost(f"{self._transport.target.name} does not answer any more")
+                self._drain()
+                self._end_waiting(name)
             self._claims.receive()
         except ServerError as error:
-            raise TransportError(f"{self._transport.target.name} refused BLPOP: {error}") from error
+            if error.code == "WRONGTYPE":
+                self._complain(b"b:")
+                ready((self._pipe,), pause)
+                return
+            if error.code != "UNBLOCKED":
+                raise TransportError(f"{self._transport.target.name} refused BLPOP: {error}") from error
+
+    def _end_waiting(self, name: str) -> None:
+        """Make the server answer the BLPOP that is under way, or break its connection where that is not possible."""
+        key = f"{self._prefix}w:{name}"
+        if self._settling.acquire(timeout=_PATIENCE):
+            try:
+                answers = self._settles.pipeline([(b"RPUSH", key, b"1"), (b"PEXPIRE", key, _WAKE_TTL_MS)])
+                if not isinstance(answers[0], Exception):
+                    return
+            except TransportError:
+                pass
+            finally:
+                self._settling.release()
+        self._claims.close()
+        raise ConnectionLost(f"the wait on {self._transport.target.name} could not be ended in an orderly way")
 
     # -------------------------------------------------------------------------------------------------- settling
 
     def settle(self, settlements: Sequence[Settlement]) -> Sequence[Lost]:
         self._check()
-        return self._end(settlements, ()) if settlements else self._take_losses()
-
-    def _end(self, settlements: Sequence[Settlement], commits: Sequence[Commit]) -> list[Lost]:
         lost: list[Lost] = []
-        acks: dict[int, list[int]] = {}
-        back: list[Any] = []
-        ended: dict[int, _Held] = {}
-        held = self._held
-        for s in settlements:
-            entry = held.get(s.receipt)
-            if entry is None or s.receipt in ended:
-                lost.append(Lost(s.receipt, "not held: it was settled before, or the lease ended"))
-                continue
-            ended[s.receipt] = entry
-            if s.kind == RELEASE:
-                delay = max(0, round(s.delay * 1000))
-                uid = os.urandom(8) if delay else b""
-                back += (entry.queue, self._names[entry.queue], entry.number, int(s.counted), delay, uid)
-            else:
-                acks.setdefault(entry.queue, []).append(entry.number)
-        if not ended:
-            return lost + self._take_losses()
-        gone = {loss.receipt for loss in lost}
-        kept = [c for c in commits if c.settlement.receipt not in gone] if gone else commits
-        records = [c.record for c in kept if c.record is not None]
-        stored, published = record_arguments(records, self._prefix) if records else ([], [])
-        follow: list[Any] = []
-        for outbound in (o for c in kept for o in c.follow_ups):
-            follow += _follow_up(outbound)
-        flat = [value for queue, numbers in acks.items() for value in (queue, numbers)]
-        batch = _pack((stored, published, follow, flat, back))
-        try:
-            with self._settling:
-                keys, args = (f"{self._prefix}c",), (self.id, self._prefix, batch)
-                self._run(self._settles, scripts.SETTLE, keys, args)
-        except _LeaseLost:
-            # the intake registers anew and reports what else is lost
-            lost += [Lost(receipt, _GONE) for receipt in ended]
-            self._poke()
-        self._forget(ended)
+        for start in range(0, len(settlements), _SETTLE_CHUNK):
+            lost += self._end(settlements[start : start + _SETTLE_CHUNK], ())
         return lost + self._take_losses() if self._losses else lost
 
-    def _forget(self, ended: dict[int, _Held]) -> None:
+    def commit(self, commits: Sequence[Commit]) -> list[Lost]:
+        """Settle with records and follow-ups."""
+        self._check()
+        lost: list[Lost] = []
+        for part in _portions(commits):
+            lost += self._end([c.settlement for c in part], part)
+        return lost + self._take_losses() if self._losses else lost
+
+    def _end(self, settlements: Sequence[Settlement], commits: Sequence[Commit]) -> list[Lost]:
+        ended: dict[int, tuple[int, int]] = {}
+        lost: list[Lost] = []
         with self._state:
-            for receipt in ended:
-                entry = self._held.pop(receipt, None)
-                if entry is not None:
-                    self._bytes -= entry.size
+            name = self.id
+            pop = self._held.pop
+            for s in settlements:
+                entry = pop(s.receipt, None)
+                if entry is None:
+                    lost.append(Lost(s.receipt, _NOT_HELD))
+                else:
+                    ended[s.receipt] = entry
+            self._leaving += len(ended)
+        if lost:
+            settlements, commits = _without(settlements, commits, ended)
+        if not ended:
+            return lost
+        try:
+            args = self._settle_arguments(settlements, commits, ended)
+            with self._settling:
+                self._run(self._settles, scripts.SETTLE, (name, self._prefix, *args))
+        except _LeaseLost:
+            self._left(ended, name)
+            self._expired(name)
+            return lost + [Lost(receipt, _GONE) for receipt in ended]
+        except BaseException:
+            # nothing is known, so all of it is held still, unless the lease was lost meanwhile
+            with self._state:
+                self._leaving -= len(ended)
+                if self.id == name:
+                    self._held.update(ended)
+                else:
+                    self._losses += [Lost(receipt, _GONE) for receipt in ended]
+            raise
+        self._left(ended, name)
+        return lost
+
+    def _left(self, ended: dict[int, tuple[int, int]], name: str) -> None:
+        with self._state:
+            self._leaving -= len(ended)
+            if self.id == name:
+                self._bytes -= sum(size for _, size in ended.values())
+        if self._starved:
+            self._poke()
+
+    def _settle_arguments(
+        self, settlements: Sequence[Settlement], commits: Sequence[Commit], ended: dict[int, tuple[int, int]]
+    ) -> list[Any]:
+        acks: dict[int, list[int]] = {}
+        back: list[Any] = []
+        for s in settlements:
+            receipt = s.receipt
+            queue = ended[receipt][0]
+            if s.kind != RELEASE:
+                if queue in acks:
+                    acks[queue].append(receipt)
+                else:
+                    acks[queue] = [receipt]
+            else:
+                delay = max(0, round(s.delay * 1000))
+                uid = base64.b64encode(os.urandom(6)).decode() if delay else ""
+                back += (queue, self._names[queue], receipt, int(s.counted), delay, uid)
+        flat = [value for pair in acks.items() for value in pair]
+        if not commits:
+            return [_pack(((), (), (), (), flat, back))]
+        follow: list[Any] = []
+        frames: list[bytes] = []
+        for c in commits:
+            for outbound in c.follow_ups:
+                check_size(outbound)
+                delay = max(0, round(outbound.delay * 1000))
+                receipt = c.settlement.receipt
+                follow += (outbound.queue, outbound.priority, delay, ended[receipt][0], receipt)
+                frames.append(delayed_member(outbound) if delay else frame(outbound))
+        records = [c.record for c in commits if c.record is not None]
+        keys, values, ttls = record_arguments(records, self._prefix)
+        channels, pushed = push_arguments(records, values)
+        return [_pack((keys, ttls, channels, follow, flat, back)), *values, *pushed, *frames]
 
     def flush(self, timeout: float) -> Sequence[Lost]:
         self._check()
@@ -311,10 +501,12 @@ class RedisConsumer:
 
     def extend(self, receipts: Sequence[Receipt] | None = None) -> Sequence[Lost]:
         self._check()
-        with self._settling:
-            alive = self._run(self._settles, scripts.BEAT, (f"{self._prefix}c",), (self.id, self._lease_ms))
+        name = self.id
+        if name:
+            with self._settling:
+                alive = self._run(self._settles, scripts.BEAT, (name, self._lease_ms))
             if not alive:
-                self._register(self._settles)
+                self._expired(name)
         return self._take_losses()
 
     def _take_losses(self) -> list[Lost]:
@@ -341,33 +533,38 @@ class RedisConsumer:
 
     def _drain(self) -> None:
         try:
-            while self._pipe.recv(4096):
+            while len(self._pipe.recv(4096)) == 4096:
                 continue
         except OSError:
             return
 
-    def _quiet(self) -> None:
-        """A wake has been answered."""
-        self._woken = False
-        self._drain()
-
-    def close(self) -> None:
+    def close(self, timeout: float | None = None) -> None:
         if self._closed:
             return
         self._closed = True
         self._transport.forget(self)
-        if self._transport._pid == os.getpid():
-            try:
-                if self._ahead is not None:
-                    self._claims.receive()  # what it claimed is handed back with the rest
-                self._run(self._settles, scripts.CLOSE, (), (self.id, self._prefix))
-            except (TransportError, ServerError, _LeaseLost, ConnectionLost):
-                pass  # its lease gives back what it held
+        if self._transport.owned:
+            # the answer of a claim sent ahead need not be read: what it took goes back with the rest
             self._claims.close()
+            if timeout is not None:
+                self._settles.hurry(timeout)
+            if self.id:
+                self._leave()
             self._settles.close()
         self._pipe.close()
         self._bell.close()
         self._held.clear()
+        self._buffer.clear()
+
+    def _leave(self) -> None:
+        for _ in range(2):  # the connection may have broken while it was idle
+            try:
+                self._run(self._settles, scripts.CLOSE, (self.id, self._prefix))
+                return
+            except ConnectionLost:
+                continue
+            except (TransportError, AuthenticationFailed, _LeaseLost):
+                return  # its lease gives back what it held
 
     def _check(self) -> None:
         self._transport.check_process()
@@ -375,12 +572,32 @@ class RedisConsumer:
             raise TransportClosed("this consumer is closed; make a new one with Transport.consumer()")
 
 
-def _follow_up(outbound: Outbound) -> tuple[str, int, int, bytes]:
-    if len(outbound.payload) > MAX_PAYLOAD_BYTES:
-        raise PayloadTooLarge(f"follow-up [{outbound.id}] takes {len(outbound.payload)} bytes, at most {MAX_PAYLOAD_BYTES} fit")
-    delay = max(0, round(outbound.delay * 1000))
-    frame = b"\0%c%b" % (outbound.priority, outbound.payload)
-    return outbound.queue, outbound.priority, delay, os.urandom(8) + frame if delay else frame
+def _without(
+    settlements: Sequence[Settlement], commits: Sequence[Commit], ended: dict[int, tuple[int, int]]
+) -> tuple[list[Settlement], list[Commit]]:
+    """Return only the first settlement, with its commit, of each receipt that was held."""
+    left = set(ended)
+    kept: list[int] = []
+    for i, s in enumerate(settlements):
+        if s.receipt in left:
+            left.discard(s.receipt)
+            kept.append(i)
+    return [settlements[i] for i in kept], [commits[i] for i in kept] if commits else []
+
+
+def _portions(commits: Sequence[Commit]) -> list[Sequence[Commit]]:
+    """Split a batch so that no command to the server is out of all proportion."""
+    portions: list[Sequence[Commit]] = []
+    start = size = 0
+    for i, commit in enumerate(commits):
+        own = sum(len(o.payload) for o in commit.follow_ups) + (len(commit.record.payload) if commit.record else 0)
+        if i > start and (size + own > _SETTLE_BYTES or i - start >= _MOST_AT_ONCE):
+            portions.append(commits[start:i])
+            start, size = i, 0
+        size += own
+    if start < len(commits):
+        portions.append(commits[start:])
+    return portions
 
 
 class RedisCommitter:
@@ -391,8 +608,7 @@ class RedisCommitter:
         self._store = store
 
     def commit(self, commits: Sequence[Commit]) -> Sequence[Lost]:
-        self._consumer._check()
         records = [c.record for c in commits if c.record is not None]
         if records:
             self._store.check_records(records)
-        return self._consumer._end([c.settlement for c in commits], commits)
+        return self._consumer.commit(commits)

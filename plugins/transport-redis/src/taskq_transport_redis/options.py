@@ -19,6 +19,7 @@ from taskq.spi import (
     option,
 )
 
+SCHEMES = ("redis", "rediss", "valkey", "valkeys", "redis+sentinel", "rediss+sentinel")
 MAX_PAYLOAD_BYTES = 256 * 1024 * 1024
 """Half of what one Redis string may hold, so that a frame and its script argument fit."""
 
@@ -27,18 +28,28 @@ MAX_PAYLOAD_BYTES = 256 * 1024 * 1024
 class RedisOptions:
     """Options of ``redis://`` as a broker."""
 
-    key_prefix: str = option("taskq:", help="beginning of every key")
+    key_prefix: str = option("taskq:", help="beginning of every key; transport and store may share it")
     connect_timeout: float = option(5.0, help="longest time to connect to one server", minimum=0.05, unit="s")
     timeout: float = option(10.0, help="longest time to wait for an answer", minimum=0.05, unit="s")
+    sentinel_service: str = option(
+        "", help="name of the service that the sentinels watch; needed with redis+sentinel:// and only there"
+    )
+    tls_ca_file: str = option("", help="file with the authorities to trust, for rediss://; empty for the system's own")
+    tls_cert_file: str = option("", help="client certificate, for rediss://")
+    tls_key_file: str = option("", help="key of the client certificate, for rediss://")
+    tls_verify: bool = option(True, help="check the server's certificate and host name, for rediss://")
     poll_interval: float = option(
         1.0, help="how often an idle consumer looks for what no bell announced", minimum=0.01, unit="s"
+    )
+    wait_replicas: int = option(
+        0, help="how many replicas must have a message before it counts as sent; 0 for none", minimum=0
     )
 
 
 def capabilities(options: Any) -> Capabilities:
     """Return the widest promise; what survives the server's death depends on its own persistence settings."""
     return Capabilities(
-        durability=Durability.DISK,
+        durability=Durability.REPLICATED if getattr(options, "wait_replicas", 0) else Durability.DISK,
         cross_process=True,
         network=True,
         lease_scope=LeaseScope.CONSUMER,
@@ -64,8 +75,7 @@ def capabilities(options: Any) -> Capabilities:
         peek=True,
         fused_stores=("redis",),
         notes=(
-            "Messages survive power loss with appendonly yes and appendfsync always; with other settings the server "
-            "may forget the last moments, and durability is declared accordingly once connected.",
+            "Messages survive power loss with appendonly yes and appendfsync always, else the last moments may be lost.",
             "A failover to a replica loses what was not replicated yet.",
             "One server and its fail-over servers; Redis Cluster is not supported yet.",
         ),

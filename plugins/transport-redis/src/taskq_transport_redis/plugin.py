@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from taskq.spi import TransportConfig, TransportSpec, hookimpl
-from taskq_transport_redis.options import RedisOptions, capabilities
+from taskq_transport_redis.options import SCHEMES, RedisOptions, capabilities
 
 if TYPE_CHECKING:
     from taskq.spi import Transport
@@ -22,7 +22,7 @@ def taskq_transport(scheme: str) -> TransportSpec:
     return TransportSpec(
         spi="0.1",
         name="redis",
-        schemes=("redis", "rediss", "valkey"),
+        schemes=SCHEMES,
         factory=_make,
         capabilities=capabilities,
         options=RedisOptions,

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import msgspec
@@ -13,6 +14,8 @@ from taskq.errors import (
     ConnectionFailed,
     ConnectionLost,
     NotSupported,
+    PayloadTooLarge,
+    QueueMissing,
     SchemaMismatch,
     StorageFull,
     TransportClosed,
@@ -20,14 +23,29 @@ from taskq.errors import (
 )
 from taskq.message import Outbound, Peeked, QueueFacts, QueueSpec, QueueStats, SendFailure
 from taskq.spi import Capabilities, DeclareMode, Durability, TransportConfig
-from taskq_lib_redis import Errors, Links, RedisLink, Script, ServerError, Target
+from taskq_lib_redis.connection import Errors, Links, RedisLink, Script, ServerError, make_target
 from taskq_transport_redis import scripts
 from taskq_transport_redis.consumer import RedisConsumer
-from taskq_transport_redis.options import MAX_PAYLOAD_BYTES, RedisOptions, capabilities
+from taskq_transport_redis.frames import check_size, delayed_member, frame, read_frame, read_member
+from taskq_transport_redis.options import RedisOptions, capabilities
 
-ERRORS = Errors(ConnectionFailed, ConnectionLost, AuthenticationFailed, StorageFull, TransportError)
-_SEND_CHUNK = 1000
+ERRORS = Errors(ConnectionFailed, ConnectionLost, AuthenticationFailed, StorageFull)
 _OLDEST = (6, 2)
+_CHUNK = 1000
+_CHUNK_BYTES = 8 << 20
+_QUEUES_AT_ONCE = 500
+
+
+class _Command:
+    """A script call that sends some messages of a batch."""
+
+    __slots__ = ("args", "indices", "keys", "script")
+
+    def __init__(self, script: Script, keys: tuple[str, str, str], args: list[Any], indices: list[int]) -> None:
+        self.script = script
+        self.keys = keys
+        self.args = args
+        self.indices = indices
 
 
 class RedisTransport:
@@ -37,7 +55,7 @@ class RedisTransport:
         self.options: RedisOptions = config.options
         self.config = config
         self.prefix = self.options.key_prefix
-        self.target = Target(config.urls, self.options.connect_timeout, self.options.timeout, ERRORS)
+        self.target = make_target(config.urls, self.options, ERRORS)
         self.lease_s = config.lease_s or capabilities(self.options).lease_default_s
         self._capabilities = capabilities(self.options)
         self._links = Links(self.target)
@@ -52,22 +70,40 @@ class RedisTransport:
     @property
     def place(self) -> tuple[Any, ...]:
         """Server, database and prefix: a store of the same place can be fused."""
-        return tuple((u.host, u.port, u.path.strip("/") or "0") for u in self.config.urls), self.prefix
+        return self.target.place, self.prefix
+
+    @property
+    def owned(self) -> bool:
+        """Whether this process opened it, not its parent."""
+        return self._pid == os.getpid()
 
     def open(self) -> None:
         if self._open:
             return
         self.check_process()
-        self._links.run(self._greet)
+        self._links.open()
+        try:
+            self._links.run(self._greet)
+        except BaseException:
+            self._links.close()
+            raise
         self._open = True
 
     def _greet(self, link: RedisLink) -> None:
-        """Look at the server's version and persistence."""
-        info = self._asked(link, b"INFO", b"server")
-        fields = dict(line.split(":", 1) for line in info.decode().splitlines() if ":" in line)
-        version = fields.get("redis_version", "0")
-        if tuple(int(part) for part in version.split(".")[:2]) < _OLDEST:
+        """Look at the server's version, what we may do there, and its persistence."""
+        try:
+            fields = dict(
+                line.split(":", 1) for line in link.call(b"INFO", b"server").decode().splitlines() if ":" in line
+            )
+            version = fields.get("redis_version", "")
+        except (ServerError, AuthenticationFailed):
+            version = ""  # the user may not ask
+        if version and tuple(int(part) for part in version.split(".")[:2]) < _OLDEST:
             raise SchemaMismatch(f"{self.target.name} is Redis {version}; this transport needs 6.2 or newer")
+        try:
+            link.script(scripts.STATS, (f"{self.prefix}c",), (self.prefix, "taskq"))
+        except ServerError as error:
+            raise TransportError(f"{self.target.name} cannot be a broker: {error}") from error
         durability = Durability.SERVER
         try:
             answer = link.call(b"CONFIG", b"GET", b"append*")
@@ -75,22 +111,19 @@ class RedisTransport:
             if settings.get(b"appendonly") == b"yes" and settings.get(b"appendfsync") == b"always":
                 durability = Durability.DISK
         except (ServerError, AuthenticationFailed):
-            pass  # the user may not ask; then nothing is promised
+            pass  # the user may not ask; then no more is promised
+        if self.options.wait_replicas:
+            durability = Durability.REPLICATED
         self._capabilities = msgspec.structs.replace(self._capabilities, durability=durability)
 
-    def _asked(self, link: RedisLink, *command: Any) -> Any:
-        try:
-            return link.call(*command)
-        except ServerError as error:
-            raise TransportError(f"{self.target.name} refused {command[0].decode()}: {error}") from error
-
     def close(self, *, timeout: float = 5.0) -> None:
-        if self._pid != os.getpid():
-            return
-        for consumer in list(self._consumers):
-            consumer.close()
-        self._links.close()
         self._open = False
+        if not self.owned:
+            return
+        end = time.monotonic() + timeout
+        for consumer in list(self._consumers):
+            consumer.close(max(0.1, (end - time.monotonic()) / 2))
+        self._links.close()
 
     def check_process(self) -> None:
         """Refuse to work on what a parent process opened. Raises: TransportClosed."""
@@ -104,17 +137,19 @@ class RedisTransport:
         if not self._open:
             raise TransportClosed("the transport is not open; call open() first")
 
-    def run(self, script: Script, keys: Sequence[Any], args: Sequence[Any]) -> Any:
-        """Run a script on a borrowed connection; an error answer becomes a TransportError."""
+    def _do(self, call: Callable[[RedisLink], Any]) -> Any:
+        """Do something on a borrowed connection; an error answer becomes a TransportError."""
         self._check()
+        try:
+            return self._links.run(call)
+        except ServerError as error:
+            raise _refused(self.target.name, error) from error
 
-        def call(link: RedisLink) -> Any:
-            try:
-                return link.script(script, keys, args)
-            except ServerError as error:
-                raise TransportError(f"{self.target.name} refused a script: {error}") from error
+    def _call(self, *command: Any) -> Any:
+        return self._do(lambda link: link.call(*command))
 
-        return self._links.run(call)
+    def _run(self, script: Script, *args: Any) -> Any:
+        return self._do(lambda link: link.script(script, (f"{self.prefix}c",), (self.prefix, *args)))
 
     # ------------------------------------------------------------------------------------------------- messages
 
@@ -128,76 +163,110 @@ class RedisTransport:
                 )
             if queue.options:
                 raise NotSupported(f"queue {queue.name!r} has options {sorted(queue.options)}; Redis queues have none")
-        return {queue.name: QueueFacts(created=False) for queue in queues}
+        names = [queue.name for queue in queues]
+        made: set[str] = set()
+        if mode == "create" and names:
+            commands = [(b"SADD", f"{self.prefix}queues", name) for name in names]
+            answers = self._do(lambda link: link.pipeline(commands))
+            for name, answer in zip(names, answers, strict=True):
+                if isinstance(answer, ServerError):
+                    raise _refused(self.target.name, answer)
+                if isinstance(answer, Exception):
+                    raise answer
+                if answer:
+                    made.add(name)
+        elif mode == "verify":
+            known = self.stats(names)
+            missing = [name for name in names if name not in known]
+            if missing:
+                raise QueueMissing(
+                    f"{self.target.name} has no queue {', '.join(map(repr, missing))}; declare it with mode 'create' "
+                    "once, or correct the name"
+                )
+        return {name: QueueFacts(created=name in made) for name in names}
 
     def send(self, batch: Sequence[Outbound]) -> Sequence[SendFailure]:
         self._check()
-        if len(batch) == 1:
+        if len(batch) == 1 and batch[0].delay <= 0 and batch[0].group is None and not self.options.wait_replicas:
             outbound = batch[0]
-            if outbound.delay <= 0 and len(outbound.payload) <= MAX_PAYLOAD_BYTES and outbound.group is None:
-                self._send_one(outbound)
-                return ()
+            check_size(outbound)
+            try:
+                self._links.run(lambda link: link.script(scripts.SEND, *self._single(outbound)))
+            except ConnectionLost as error:
+                return (SendFailure(0, str(error), maybe_sent=True),)
+            except ServerError as error:
+                return (SendFailure(0, str(_refused(self.target.name, error))),)
+            return ()
         failures = [failure for i, o in enumerate(batch) if (failure := _refusal(i, o)) is not None]
         bad = {failure.index for failure in failures}
         good = [(i, o) for i, o in enumerate(batch) if i not in bad] if bad else list(enumerate(batch))
         if good:
-            failures += self._send_groups(good)
+            commands = self._commands(good)
+            failures += self._links.run(lambda link: self._pipelined(link, commands))
         return failures
 
-    def _send_one(self, outbound: Outbound) -> None:
-        p, queue, priority = self.prefix, outbound.queue, outbound.priority
-        frame = b"\0%c%b" % (priority, outbound.payload)
-        keys = (f"{p}q:{queue}:{priority}", f"{p}b:{queue}")
-        self._links.run(lambda link: _typed(link.script, scripts.SEND, keys, (frame,)))
+    def _single(self, outbound: Outbound) -> tuple[tuple[str, str, str], tuple[str, bytes]]:
+        p, queue = self.prefix, outbound.queue
+        return (f"{p}q:{queue}:{outbound.priority}", f"{p}b:{queue}", f"{p}n"), (queue, frame(outbound))
 
-    def _send_groups(self, good: Sequence[tuple[int, Outbound]]) -> list[SendFailure]:
-        """Send by queue and priority, all in one write; what the server refuses is reported one by one."""
-        now: dict[tuple[str, int], list[tuple[int, bytes]]] = {}
-        later: dict[str, list[tuple[int, int, bytes]]] = {}
+    def _commands(self, good: Sequence[tuple[int, Outbound]]) -> list[_Command]:
+        """Group messages by queue and priority, each group in the order given."""
+        now: dict[tuple[str, int], list[tuple[int, list[Any], int]]] = {}
+        later: dict[str, list[tuple[int, list[Any], int]]] = {}
         for i, o in good:
-            frame = b"\0%c%b" % (o.priority, o.payload)
             if o.delay > 0:
-                later.setdefault(o.queue, []).append((i, max(1, round(o.delay * 1000)), os.urandom(8) + frame))
+                entry = [max(1, round(o.delay * 1000)), delayed_member(o)]
+                later.setdefault(o.queue, []).append((i, entry, len(o.payload)))
             else:
-                now.setdefault((o.queue, o.priority), []).append((i, frame))
-        commands: list[tuple[Script, tuple[str, str], list[Any], list[int]]] = []
+                now.setdefault((o.queue, o.priority), []).append((i, [frame(o)], len(o.payload)))
         p = self.prefix
+        commands: list[_Command] = []
         for (queue, priority), entries in now.items():
-            keys = (f"{p}q:{queue}:{priority}", f"{p}b:{queue}")
-            for start in range(0, len(entries), _SEND_CHUNK):
-                part = entries[start : start + _SEND_CHUNK]
-                commands.append((scripts.SEND, keys, [frame for _, frame in part], [i for i, _ in part]))
-        for queue, delayed in later.items():
-            keys = (f"{p}d:{queue}", f"{p}b:{queue}")
-            for start in range(0, len(delayed), _SEND_CHUNK):
-                some = delayed[start : start + _SEND_CHUNK]
-                args = [value for _, delay, member in some for value in (delay, member)]
-                commands.append((scripts.SEND_DELAYED, keys, args, [i for i, _, _ in some]))
-        return self._links.run(lambda link: self._pipelined(link, commands))  # type: ignore[no-any-return]
+            _chunked(commands, scripts.SEND, (f"{p}q:{queue}:{priority}", f"{p}b:{queue}", f"{p}n"), queue, entries)
+        for queue, entries in later.items():
+            _chunked(commands, scripts.SEND_DELAYED, (f"{p}d:{queue}", f"{p}b:{queue}", f"{p}n"), queue, entries)
+        return commands
 
-    def _pipelined(
-        self, link: RedisLink, commands: Sequence[tuple[Script, tuple[str, str], list[Any], list[int]]]
-    ) -> list[SendFailure]:
-        packed = [(b"EVALSHA", script.sha, 2, *keys, *args) for script, keys, args, _ in commands]
+    def _pipelined(self, link: RedisLink, commands: Sequence[_Command]) -> list[SendFailure]:
+        packed: list[tuple[Any, ...]] = [(b"EVALSHA", c.script.sha, 3, *c.keys, *c.args) for c in commands]
+        replicas = self.options.wait_replicas
+        if replicas:
+            packed.append((b"WAIT", replicas, max(1, round(self.options.timeout * 500))))
         try:
             answers = link.pipeline(packed)
         except ConnectionLost as error:
-            if len(commands) == 1:
-                raise
-            return [SendFailure(i, str(error), maybe_sent=True) for *_, numbers in commands for i in numbers]
+            return [SendFailure(i, str(error), maybe_sent=True) for c in commands for i in c.indices]
         failures: list[SendFailure] = []
-        for (script, keys, args, numbers), answer in zip(commands, answers, strict=True):
+        repeated = False
+        for command, answer in zip(commands, answers, strict=False):
             if not isinstance(answer, Exception):
                 continue
             try:
-                if isinstance(answer, ServerError) and answer.code == "NOSCRIPT":
-                    _typed(link.script, script, keys, args)
-                    continue
-                raise answer
+                if not isinstance(answer, ServerError) or answer.code != "NOSCRIPT":
+                    raise answer
+                repeated = True
+                link.script(command.script, command.keys, command.args)
             except (TransportError, ServerError) as error:
-                retryable = getattr(error, "retryable", True)
-                failures += [SendFailure(i, str(error), isinstance(error, ConnectionLost), retryable) for i in numbers]
+                problem = _refused(self.target.name, error) if isinstance(error, ServerError) else error
+                maybe = isinstance(error, ConnectionLost)
+                failures += [SendFailure(i, str(problem), maybe, problem.retryable) for i in command.indices]
+        if replicas:
+            failures += self._unreplicated(link, commands, {f.index for f in failures}, answers[-1], repeated)
         return failures
+
+    def _unreplicated(
+        self, link: RedisLink, commands: Sequence[_Command], failed: set[int], answer: Any, repeated: bool
+    ) -> list[SendFailure]:
+        wanted = self.options.wait_replicas
+        if repeated:
+            try:
+                answer = link.call(b"WAIT", wanted, max(1, round(self.options.timeout * 500)))
+            except (TransportError, ServerError) as error:
+                answer = error
+        if isinstance(answer, int) and answer >= wanted:
+            return []
+        reason = f"{answer} of {wanted} replicas have it; a failover now would lose it"
+        return [SendFailure(i, reason, maybe_sent=True) for c in commands for i in c.indices if i not in failed]
 
     def consumer(self) -> RedisConsumer:
         self._check()
@@ -211,58 +280,38 @@ class RedisTransport:
 
     # -------------------------------------------------------------------------------------------------- looking
 
-    def lists(self, queue: str) -> list[str]:
-        """Return the lists of a queue, highest priority first."""
-        return [f"{self.prefix}q:{queue}:{priority}" for priority in range(9, -1, -1)]
-
     def stats(self, queues: Sequence[str]) -> Mapping[str, QueueStats]:
         self._check()
-        p = self.prefix
-        held: dict[str, int] = {}
-        flat = self.run(scripts.IN_FLIGHT, (), (p,))
-        for i in range(0, len(flat), 2):
-            name = flat[i].decode()
-            held[name] = held.get(name, 0) + int(flat[i + 1])
-        for queue in queues:
-            self._promote(queue)
-        commands = [c for q in queues for c in [*((b"LLEN", key) for key in self.lists(q)), (b"ZCARD", f"{p}d:{q}")]]
-        answers = self._links.run(lambda link: link.pipeline(commands)) if commands else []
-        counts = {}
-        for n, queue in enumerate(queues):
-            own = answers[n * 11 : n * 11 + 11]
-            counts[queue] = QueueStats(sum(own[:10]), held.get(queue, 0), own[10])
+        counts: dict[str, QueueStats] = {}
+        for start in range(0, len(queues), _QUEUES_AT_ONCE):
+            part = queues[start : start + _QUEUES_AT_ONCE]
+            flat = self._run(scripts.STATS, *part)
+            for n, queue in enumerate(part):
+                known, ready, held, delayed = flat[4 * n : 4 * n + 4]
+                if known:
+                    counts[queue] = QueueStats(ready, held, delayed)
         return counts
-
-    def _promote(self, queue: str) -> None:
-        p = self.prefix
-        while self.run(scripts.PROMOTE, (f"{p}d:{queue}", f"{p}b:{queue}"), (f"{p}q:{queue}:",)) == 1000:
-            continue
 
     def purge(self, queues: Sequence[str]) -> Mapping[str, int]:
-        counts = {}
-        for queue in queues:
-            before = self.stats([queue])[queue]
-            keys = [*self.lists(queue), f"{self.prefix}d:{queue}"]
-            self._links.run(lambda link, keys=keys: _typed(link.call, b"DEL", *keys))
-            counts[queue] = (before.ready or 0) + (before.delayed or 0)
-        return counts
+        return {queue: int(self._run(scripts.PURGE, queue)) for queue in queues}
 
     def peek(self, queue: str, *, limit: int = 100, after: str | None = None) -> Sequence[Peeked]:
-        self._check()
-        self._promote(queue)
+        while self._run(scripts.PROMOTE, queue) == 1000:
+            continue
         start = int(after) + 1 if after is not None else 0
         found: list[Peeked] = []
         position = 0
-        for key in self.lists(queue):
-            size = self._links.run(lambda link, key=key: _typed(link.call, b"LLEN", key))
+        for priority in range(9, -1, -1):
+            key = f"{self.prefix}q:{queue}:{priority}"
+            size = self._call(b"LLEN", key)
             first = max(0, start - position)
             if first < size and len(found) < limit:
                 last = first + limit - len(found) - 1
-                frames = self._links.run(lambda link, k=key, a=first, z=last: _typed(link.call, b"LRANGE", k, a, z))
-                found += [
-                    Peeked(str(position + first + n), f[2:], queue, priority=f[1], deliveries=f[0])
-                    for n, f in enumerate(frames)
-                ]
+                frames = self._call(b"LRANGE", key, first, last)
+                for n, raw in enumerate(frames):
+                    payload, deliveries, _ = read_frame(raw, priority)
+                    cursor = str(position + first + n)
+                    found.append(Peeked(cursor, payload, queue, priority=priority, deliveries=deliveries))
             position += size
         if len(found) < limit:
             found += self._peek_delayed(queue, limit - len(found), max(0, start - position), position)
@@ -270,40 +319,54 @@ class RedisTransport:
 
     def _peek_delayed(self, queue: str, limit: int, first: int, position: int) -> list[Peeked]:
         key = f"{self.prefix}d:{queue}"
-        answer = self._links.run(
-            lambda link: link.pipeline([
-                (b"TIME",), (b"ZRANGE", key, first, first + limit - 1, b"WITHSCORES")
-            ])
-        )  # fmt: skip
-        seconds, micros = answer[0]
+        seconds, micros = self._call(b"TIME")
         now = int(seconds) + int(micros) / 1e6
-        return [
-            Peeked(
-                str(position + first + n // 2), answer[1][n][10:], queue, priority=answer[1][n][9],
-                delay=max(0.0, float(answer[1][n + 1]) / 1000 - now), deliveries=answer[1][n][8],
-            )
-            for n in range(0, len(answer[1]), 2)
-        ]  # fmt: skip
+        members = self._call(b"ZRANGE", key, first, first + limit - 1, b"WITHSCORES")
+        found = []
+        for n in range(0, len(members), 2):
+            payload, deliveries, priority = read_member(members[n])
+            delay = max(0.0, float(members[n + 1]) / 1000 - now)
+            cursor = str(position + first + n // 2)
+            found.append(Peeked(cursor, payload, queue, priority=priority, delay=delay, deliveries=deliveries))
+        return found
 
     def maintain(self, budget_s: float) -> float:
-        died, _, next_end = self.run(scripts.REAP, (), (self.prefix,))
-        if died >= 10:
-            return 0.0
+        end = time.monotonic() + budget_s
+        while True:
+            died, next_end = self._do(lambda link: link.script(scripts.REAP, (f"{self.prefix}c",), (self.prefix,)))
+            if died < scripts.REAPED_AT_ONCE or time.monotonic() >= end:
+                break
         pause = self.lease_s / 2
         return pause if next_end < 0 else max(0.05, min(pause, next_end / 1000))
 
 
-def _typed(call: Any, *args: Any) -> Any:
-    try:
-        return call(*args)
-    except ServerError as error:
-        raise TransportError(f"Redis refused a command: {error}") from error
+def _chunked(
+    commands: list[_Command], script: Script, keys: tuple[str, str, str], queue: str,
+    entries: Sequence[tuple[int, list[Any], int]],
+) -> None:  # fmt: skip
+    """Add the commands that send these entries, none out of proportion."""
+    args: list[Any] = [queue]
+    indices: list[int] = []
+    size = 0
+    for i, values, length in entries:
+        if indices and (len(indices) >= _CHUNK or size + length > _CHUNK_BYTES):
+            commands.append(_Command(script, keys, args, indices))
+            args, indices, size = [queue], [], 0
+        args += values
+        indices.append(i)
+        size += length
+    commands.append(_Command(script, keys, args, indices))
+
+
+def _refused(server: str, error: ServerError) -> TransportError:
+    return TransportError(f"{server} refused a command: {error}")
 
 
 def _refusal(index: int, outbound: Outbound) -> SendFailure | None:
-    if len(outbound.payload) > MAX_PAYLOAD_BYTES:
-        reason = f"the payload takes {len(outbound.payload)} bytes, at most {MAX_PAYLOAD_BYTES} fit"
-        return SendFailure(index, reason, retryable=False)
     if outbound.group is not None:
         return SendFailure(index, "the Redis transport keeps no order per group", retryable=False)
+    try:
+        check_size(outbound)
+    except PayloadTooLarge as error:
+        return SendFailure(index, str(error), retryable=False)
     return None

@@ -1,0 +1,25 @@
+"""Errors of the Redis result store."""
+
+from __future__ import annotations
+
+from taskq.errors import StoreError, StoreUnavailable
+from taskq_lib_redis.connection import Errors
+
+
+class StoreRefused(StoreError):
+    """The server refuses the credentials or a command; repeating is pointless."""
+
+    retryable = False
+
+
+class StoreClosed(StoreError):
+    """The store was used before ``open()``, after ``close()``, or in another process than it was opened in."""
+
+    retryable = False
+
+
+class AnswerLost(StoreUnavailable):
+    """The connection broke after something was sent; whether it was done is not known."""
+
+
+ERRORS = Errors(StoreUnavailable, AnswerLost, StoreRefused, StoreUnavailable)
