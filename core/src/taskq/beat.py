@@ -12,8 +12,8 @@ import socket
 import threading
 from typing import TYPE_CHECKING
 
-from taskq.errors import SendFailed, TransportError
-from taskq.spi.clock import SYSTEM_CLOCK, Clock
+from taskq.errors import SendFailed, StoreError, TaskQError, TransportError
+from taskq.spi.clock import Clock
 from taskq.spi.scheduling import Fire, Schedule, Scheduler
 
 if TYPE_CHECKING:
@@ -31,9 +31,9 @@ _BATCH = 100
 class Beat:
     """Runs the schedules of one application: those of the setting ``schedules``, and those added to its scheduler."""
 
-    def __init__(self, app: TaskQ, scheduler: Scheduler | None = None, clock: Clock = SYSTEM_CLOCK) -> None:
+    def __init__(self, app: TaskQ, scheduler: Scheduler | None = None, clock: Clock | None = None) -> None:
         self._app = app
-        self._clock = clock
+        self._clock = clock or app.clock
         self.scheduler: Scheduler = scheduler or app.component("scheduler", app.settings.scheduler)
         self._owner = f"{socket.gethostname()}-{os.getpid()}"
         self._stop = threading.Event()
@@ -70,10 +70,13 @@ class Beat:
         for fire in self.scheduler.lease(self._owner, now, limit=_BATCH, ttl=_LEASE):
             try:
                 self._send(fire)
-            except (TransportError, SendFailed) as error:
+            except (TransportError, SendFailed, StoreError) as error:
                 # not settled: it is leased again, and the message's fixed id names the same firing
                 logger.error("schedule %s could not be sent and is tried again: %s", fire.schedule.id, error)
                 return _RETRY
+            except TaskQError as error:
+                # wrong arguments, an unknown option: no repeat would help, and the other schedules go on
+                logger.error("schedule %s cannot be sent: %s", fire.schedule.id, error)
             self.scheduler.settle([fire], now=self._clock.now())
         due = self.scheduler.next_due()
         return _LONGEST_WAIT if due is None else max(0.0, min(_LONGEST_WAIT, due - self._clock.now()))

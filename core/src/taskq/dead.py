@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
+from hashlib import blake2b
 
 from msgspec import Struct
 
@@ -153,7 +154,7 @@ def _read(queue: str, payload: bytes) -> DeadLetter:
             header, _ = envelope.decode(payload)
             known, task = header.id, header.task
         except DecodeError:
-            known, task = f"unreadable-{hash(payload) & 0xFFFFFFFF:08x}", ""
+            known, task = f"unreadable-{blake2b(payload, digest_size=8).hexdigest()}", ""
         return DeadLetter(queue, DeadInfo(known, queue, "moved here by the broker itself", 0.0, task), payload)
     return DeadLetter(queue, info, original)
 
