@@ -143,7 +143,7 @@ class Producer:
         """Send many calls in as few transport calls as its batch limit allows; see ``TaskQ.send_many``."""
         if self.app.settings.task_always_eager:
             return [self.send_by_name(s.task, s.args, dict(s.kwargs), dict(s.options)) for s in signatures]
-        made = [self._make_signature(s) for s in signatures]
+        made = self._make_all(signatures)
         if not made:
             return []
         failures = self._send_all([m[0] for m in made], publish_timeout, transaction)
@@ -159,7 +159,7 @@ class Producer:
         if self.app.settings.task_always_eager:
             return [await s.aapply_async() for s in signatures]
         await self.app.aconnect()
-        made = [self._make_signature(s) for s in signatures]
+        made = self._make_all(signatures)
         failures = await self._asender.send_many([m[0] for m in made], publish_timeout)
         if failures:
             raise _send_many_error(made, failures)
@@ -286,6 +286,14 @@ class Producer:
 
     # ------------------------------------------------------------------------------------------- making messages
 
+    def _make_all(self, signatures: Sequence[Signature[Any]]) -> list[Made]:
+        """Make the messages of a bulk send; most are of tasks that a maker is compiled for, without options."""
+        made, makers = [], self._makers
+        for signature in signatures:
+            maker = None if signature.options else makers.get(signature.task)
+            made.append(self._make_signature(signature) if maker is None else maker(signature.args, signature.kwargs))
+        return made
+
     def _make_signature(self, signature: Signature[Any]) -> Made:
         task = self.app.tasks.get(signature.task)
         if task is not None and not signature.options:
@@ -329,11 +337,15 @@ class Producer:
         extra = base or None
         limit = app.transport.capabilities.max_payload_bytes
         serializer = codec.serializer(codec.settings.serializer)
-        dumps, content_type, check = serializer.dumps, serializer.content_type, task.check
+        dumps, content_type, fits = serializer.dumps, serializer.content_type, task.fits
         encode, now, current = envelope.encode, app.clock.now, request_var.get
 
         def make(args: Any, kwargs: Any) -> Made:
-            check(args, kwargs)
+            try:
+                fits(*args, **kwargs)
+            except TypeError:
+                task.check(args, kwargs)  # raises with the words for it
+                raise
             task_id = new_id()
             request = current()
             facts = extra if request is None else {**base, PARENT: request.id, ROOT: request.root_id}

@@ -110,7 +110,7 @@ class Task(Generic[P, R]):
         if inspect.isgeneratorfunction(fn) or inspect.isasyncgenfunction(fn):
             raise TaskDefinitionError(f"task {self.name} is a generator function; return a list instead")
         self.call: Callable[..., Any] = self._bound if inject_self else fn
-        self._check = make_check(fn, self.name, bound=bound)
+        self.fits = make_check(fn, self.name, bound=bound)
         if self.models is None or self.models is True:
             self.models = Models.of(fn, bound=bound)
         elif self.models is False:
@@ -165,14 +165,14 @@ class Task(Generic[P, R]):
             TaskArgumentsError: they do not fit.
         """
         try:
-            self._check(*args, **kwargs)
+            self.fits(*args, **kwargs)
         except TypeError as error:
             raise arguments_error(self.name, error) from None
 
     def misfit(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> TaskArgumentsError | None:
         """Return the error when arguments do not fit, None when they do."""
         try:
-            self._check(*args, **kwargs)
+            self.fits(*args, **kwargs)
         except TypeError as error:
             return TaskArgumentsError(f"the arguments of the message do not fit task {self.name}: {error}")
         return None
