@@ -77,7 +77,6 @@ class Run:
         for group in self.groups:
             if group.name in self.options.only:
                 self.group(group)
-        contenders = [c for g in self.groups for c in g.contenders]
         return {
             "format": 1,
             "began": time.strftime("%Y-%m-%d", time.gmtime(self.began)),
@@ -94,11 +93,12 @@ class Run:
                 *([*key, goal] for key, goal in taskq_cases.GOALS.items()),
                 *([g.name, case, goal] for g in self.groups for case, goal in g.goals.items()),
             ],
-            "contenders": {
-                c.label: {k: v for k, v in c.facts.items() if k not in ("worker", "prepares")}
-                for c in contenders
+            "contenders": [
+                [g.name, c.label, {k: v for k, v in c.facts.items() if k not in ("worker", "prepares")}]
+                for g in self.groups
+                for c in g.contenders
                 if c.facts
-            },
+            ],
             "missing": self.missing,
             "rows": [row.__dict__ for row in self.table.rows.values()],
             "failures": [[*key, why] for key, why in self.table.failures.items()],

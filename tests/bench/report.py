@@ -136,7 +136,7 @@ def document(result: Result) -> str:
     """Return docs/benchmarks.md."""
     absent = [f"- {name}: {why}" for name, why in result["missing"].items()]
     absent += [f"- {name}, {group}, {case}: {why}" for group, case, name, why in result["failures"]]
-    everybody = [[name, *said(contender)] for name, contender in result["contenders"].items()]
+    everybody = [[name, group, *said(contender)] for group, name, contender in result["contenders"]]
     numbers = []
     for _, title, cases in groups(result):
         numbers += ["", f"### {title}"]
@@ -150,7 +150,7 @@ def document(result: Result) -> str:
         rounds=result["settings"]["rounds"],
         minutes=result["seconds"] / 60,
         quick="\n- **`--quick`: too few messages for conclusions**" if result["settings"]["quick"] else "",
-        contenders="\n".join(markdown(["", "versions", "acknowledges", "durability", "settings"], everybody)),
+        contenders="\n".join(markdown(["", "on", "versions", "acknowledges", "durability", "settings"], everybody)),
         missing="\n".join(["", "Not measured:", "", *absent, ""]) if absent else "",
         numbers="\n".join(numbers),
     )

@@ -13,7 +13,7 @@ ACK = "after the run (at least once)"
 _URL = os.environ.get("BENCH_URL", "memory://")
 DURABILITY = {
     "memory": "none: one process",
-    "sqlite": "WAL, synchronous=FULL",
+    "sqlite": "WAL, synchronous=FULL: accepted means on disk",
 }.get(_URL.partition(":")[0], "the server's: commit with fsync")
 if "NORMAL" in _URL:
     DURABILITY = "WAL, synchronous=NORMAL (power loss may undo the last moments)"

@@ -32,7 +32,7 @@ def result() -> dict:
         "began": "2026-01-01", "seconds": 60, "settings": {"rounds": 3, "quick": True, "full": False},
         "machine": {"cores": 2}, "noise": {"load before": 0.1, "a fixed loop, ms": {"best": 30.0, "worst": 31.0}},
         "servers": {"postgresql": {"fsync": "on"}}, "titles": {"sqlite": "SQLite"},
-        "goals": [["sqlite", "drain", "≥ 40,000"]], "contenders": {"other": promises},
+        "goals": [["sqlite", "drain", "≥ 40,000"]], "contenders": [["sqlite", "other", promises]],
         "missing": {"fourth": "no such version"}, "rows": [row.__dict__ for row in table.rows.values()],
         "failures": [[*key, why] for key, why in table.failures.items()],
     }  # fmt: skip
