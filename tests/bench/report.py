@@ -80,9 +80,8 @@ def text(result: Result) -> str:
     """Return the report for a terminal."""
     out = ["", *(f"{key:<12} {value}" for key, value in facts(result))]
     out += ["", "who acknowledges when, and what survives:"]
-    out += [
-        f"  {name:<26} {'; '.join(filter(None, said(contender)))}" for name, contender in result["contenders"].items()
-    ]
+    for group, name, contender in result["contenders"]:
+        out.append(f"  {group:<11} {name:<26} {'; '.join(filter(None, said(contender)))}")
     for _, title, cases in groups(result):
         out += ["", title, "=" * len(title)]
         for case, unit, lines in cases:
