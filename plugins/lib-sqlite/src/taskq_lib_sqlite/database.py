@@ -18,7 +18,8 @@ import random
 import sqlite3
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from types import TracebackType
 from typing import Any, TypeVar
 
@@ -193,6 +194,25 @@ class Database:
         with self._reader_lock:
             try:
                 return (self._reader or self._connect_reader()).execute(statement, parameters).fetchall()
+            except sqlite3.Error as exc:
+                raise explain(exc, self.path) from exc
+
+    @contextmanager
+    def snapshot(self) -> Iterator[Callable[..., list[Any]]]:
+        """Give a function as ``read`` whose every answer is of one moment: no message is seen twice or missed between
+        two.
+
+        Raises:
+            Trouble: SQLite refused it.
+        """
+        with self._reader_lock:
+            try:
+                reader = self._reader or self._connect_reader()
+                reader.execute("BEGIN")
+                try:
+                    yield lambda statement, parameters=(): reader.execute(statement, parameters).fetchall()
+                finally:
+                    reader.execute("ROLLBACK")
             except sqlite3.Error as exc:
                 raise explain(exc, self.path) from exc
 

@@ -236,7 +236,8 @@ class SqliteTransport:
 
     @transport_errors
     def stats(self, queues: Sequence[str]) -> Mapping[str, QueueStats]:
-        return listing.stats(self.database.read, queues, self.clock.now())
+        with self.database.snapshot() as read:
+            return listing.stats(read, queues, self.clock.now())
 
     @transport_errors
     def purge(self, queues: Sequence[str]) -> Mapping[str, int]:
@@ -258,7 +259,8 @@ class SqliteTransport:
 
     @transport_errors
     def peek(self, queue: str, *, limit: int = 100, after: str | None = None) -> Sequence[Peeked]:
-        return listing.peek(self.database.read, queue, limit, after, self.clock.now())
+        with self.database.snapshot() as read:
+            return listing.peek(read, queue, limit, after, self.clock.now())
 
     @transport_errors
     def maintain(self, budget_s: float) -> float:
