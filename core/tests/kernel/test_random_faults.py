@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import random
 import threading
 import time
@@ -15,8 +14,6 @@ import pytest
 from taskq import TaskQ, current_request, gather
 from taskq.errors import ConnectionLost, StoreUnavailable
 from taskq.message import Lost
-
-ROUNDS = 50 if os.environ.get("TASKQ_SOAK") else 1
 
 
 class Faults:
@@ -62,15 +59,21 @@ def declare(app: TaskQ, ran: Counter[str]) -> None:
         return app.tasks["work"].delay(i, 0).id
 
 
-@pytest.mark.timeout(120 * ROUNDS)
-@pytest.mark.parametrize("backend", ["memory", "split", "sqlite"])
-@pytest.mark.parametrize("pool", ["solo", "threads"])
-def test_everything_ends_whatever_fails(
-    rig: Any, backend: str, pool: str, fault_seed: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.fixture
+def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("taskq.worker.engines._FIRST_PAUSE", 0.01)
     monkeypatch.setattr("taskq.worker.settler._FIRST_PAUSE", 0.005)
-    for number in range(ROUNDS):
+
+
+@pytest.mark.usefixtures("_impatient")
+def test_everything_ends_whatever_fails(rig: Any, backend: str, pool: str, fault_seed: int) -> None:
+    one_round(rig, backend, pool, fault_seed)
+
+
+@pytest.mark.soak
+@pytest.mark.usefixtures("_impatient")
+def test_everything_ends_whatever_fails_for_long(rig: Any, backend: str, pool: str, fault_seed: int) -> None:
+    for number in range(50):
         one_round(rig, backend, pool, fault_seed + number)
 
 

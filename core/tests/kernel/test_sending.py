@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import sqlite3
 import threading
 import time
 from collections.abc import Sequence
@@ -322,3 +324,33 @@ def test_a_compression_bomb_is_not_unpacked(rig: Any) -> None:
     rig.drain(worker)
     with pytest.raises(DecodeError, match="10000"):
         result.get(timeout=1)
+
+
+# ------------------------------------------------------------------------------------- in the caller's transaction
+
+
+def test_a_send_that_is_part_of_the_callers_transaction(rig: Any) -> None:
+    """It is sent if and when the caller commits; with its own table in the same file, both or neither happen."""
+    app = rig.app("sqlite")
+    work = app.task(name="work")(lambda i: i)
+    app.connect()
+    with contextlib.closing(sqlite3.connect(rig.folder / f"{app.name}.db", isolation_level=None)) as own:
+        own.execute("CREATE TABLE orders (id INTEGER)")
+        for outcome in ("ROLLBACK", "COMMIT"):
+            own.execute("BEGIN IMMEDIATE")
+            own.execute("INSERT INTO orders VALUES (1)")
+            results = [work.apply_async((1,), transaction=own), *app.send_many([work.s(2), work.s(3)], transaction=own)]
+            assert rig.counts(app) == (0, 0, 0)
+            own.execute(outcome)
+        assert own.execute("SELECT count(*) FROM orders").fetchone() == (1,)
+    assert rig.counts(app) == (3, 0, 0)
+    with rig.work(app):
+        assert [r.get(timeout=10) for r in results] == [1, 2, 3]
+
+
+def test_a_connection_of_another_kind_is_refused(rig: Any) -> None:
+    app = rig.app("sqlite")
+    work = app.task(name="work")(lambda i: i)
+    with pytest.raises(NotSupported):
+        work.apply_async((1,), transaction="a session")
+    assert rig.counts(app) == (0, 0, 0)
