@@ -88,6 +88,7 @@ class SqliteConsumer:
         self._receipts = count(1)
         self._losses: deque[Lost] = deque()
         self._hot = True
+        self._unsynced = False
         self._woken = False
         self._starved = False
         self._on_board = False
@@ -364,18 +365,20 @@ class SqliteConsumer:
             return self._take_losses()
         return self.end(settlements)
 
-    def end(
-        self, settlements: Sequence[Settlement], commits: Sequence[Commit] = (), *, durable: bool = False
-    ) -> list[Lost]:
-        """Settle, with what belongs to each settlement, in one transaction."""
+    def end(self, settlements: Sequence[Settlement], commits: Sequence[Commit] = ()) -> list[Lost]:
+        """Settle, with what belongs to each settlement, in one transaction.
+
+        It does not wait for the disk: a power loss may undo the last ones whole, acknowledgement, record and follow-ups
+        together, so that the message is there again and its task runs again. ``flush`` does wait.
+        """
         transport = self.transport
-        transaction = transport.committing if durable else transport.moving
+        self._unsynced = True
         one_by_one = False
         while True:
             records: list[Record] = []
             now = transport.clock.now()
             try:
-                with transaction as connection:
+                with transport.moving as connection:
                     if self._file_id != self._database.file_id:
                         self._registered(connection)  # nothing of the old file may be settled in the new one
                     done = settle(connection, self.number, self._held, settlements, now, one_by_one=one_by_one)
@@ -419,6 +422,10 @@ class SqliteConsumer:
     @transport_errors
     def flush(self, timeout: float) -> Sequence[Lost]:
         self.check()
+        if self._unsynced:
+            self._unsynced = False
+            with self.transport.committing as connection:  # waits for the disk, and so for all that came before
+                connection.execute("UPDATE taskq_consumer SET until = until WHERE number = ?", (self.number,))
         return self._take_losses()
 
     @transport_errors

@@ -133,5 +133,4 @@ class SqliteCommitter:
         follow_ups = [o for c in commits for o in c.follow_ups]
         if follow_ups:
             consumer.transport.check(follow_ups)
-        durable = bool(records or follow_ups)
-        return consumer.end([c.settlement for c in commits], commits, durable=durable)
+        return consumer.end([c.settlement for c in commits], commits)
