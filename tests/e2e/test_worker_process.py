@@ -41,6 +41,7 @@ def test_a_killed_workers_messages_come_back(site: Any) -> None:
     site.eventually(lambda: site.counts() == (0, 0, 0))
 
 
+@pytest.mark.slow
 def test_a_living_worker_keeps_its_messages(site: Any) -> None:
     """A task that lasts several leases, beside an idle worker that would take it."""
     first = site.worker("-P", "solo").ready()
@@ -74,8 +75,9 @@ def test_term_lets_what_runs_end_and_hands_back_the_rest(site: Any) -> None:
     assert {note[3] for note in site.noted("ran")} == {1}  # handing back does not count
 
 
-@pytest.mark.parametrize("again", [signal.SIGTERM, signal.SIGINT])
-@pytest.mark.parametrize("pool", ["solo", "threads"])
+@pytest.mark.parametrize(
+    ("pool", "again"), [("solo", signal.SIGTERM), ("solo", signal.SIGINT), ("threads", signal.SIGTERM)]
+)
 def test_a_second_signal_interrupts(site: Any, pool: str, again: signal.Signals) -> None:
     worker = site.worker("-P", pool, "-c", "1").ready()
     result = site.send("gated", 0)

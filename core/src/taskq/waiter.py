@@ -54,6 +54,7 @@ class ResultWaiter:
         self._closed = False
         self._down_since: float | None = None
         self._nudge = threading.Event()
+        self._closing = threading.Event()
 
     # --------------------------------------------------------------------------------------------------- threads
 
@@ -218,7 +219,8 @@ class ResultWaiter:
                     raise
                 if now >= end:
                     return []  # whoever waits no longer than this must not wait for the store
-                time.sleep(min(pause, end - now))
+                if self._closing.wait(min(pause, end - now)):
+                    return []
                 pause = min(pause * 2, _POLL_LONGEST)
 
     def _poll(self, ids: list[str], timeout: float) -> list[Record]:
@@ -243,6 +245,7 @@ class ResultWaiter:
         """Stop the background thread."""
         with self._lock:
             self._closed = True
+            self._closing.set()
             thread = self._thread
             self._thread_wake.notify()
             self._wake_store()

@@ -17,7 +17,7 @@ BATCH = 250
 BUDGET = {
     # results kept: (calls of Python functions, calls of C functions), per message drained from memory by the solo pool
     False: (6.16, 19.15),
-    True: (16.17, 26.16),
+    True: (13.17, 25.16),
 }
 ADVICE = """
 A message costs {python:.2f} calls of Python functions and {c:.2f} of C functions; on record are {budget}.

@@ -115,6 +115,7 @@ def test_without_dead_letters_a_failure_is_only_a_result(rig: Any, outcome_app: 
     assert rig.dead(outcome_app) == []
 
 
+@pytest.mark.parametrize("backend", ["memory"])
 @pytest.mark.parametrize(
     "payload",
     [
@@ -140,6 +141,7 @@ def test_an_undecodable_message_is_dead(rig: Any, outcome_app: TaskQ, pool: str,
     assert info.state == "DEAD"
 
 
+@pytest.mark.parametrize("backend", ["memory"])
 @pytest.mark.parametrize(
     "extra",
     [
@@ -171,6 +173,7 @@ def test_a_header_with_a_field_of_the_wrong_type_is_dead(rig: Any, outcome_app: 
     assert info.state == "DEAD"
 
 
+@pytest.mark.parametrize("backend", ["memory"])
 @pytest.mark.parametrize("body", [b"{", b"17", b"[1,2,3]", b'[["a"]]', b"[[1],[2]]", b'["ab",{}]', b'{"a":1,"b":2}'])
 def test_a_body_that_is_not_args_and_kwargs_is_dead(rig: Any, outcome_app: TaskQ, pool: str, body: bytes) -> None:
     payload = envelope.encode(Header("x2", "add", "json", 0, time.time(), ""), body)
@@ -183,6 +186,20 @@ def test_a_body_that_is_not_args_and_kwargs_is_dead(rig: Any, outcome_app: TaskQ
     assert kept == payload
     assert "arguments of task add cannot be decoded" in info.reason
     assert outcome_app.AsyncResult("x2").state == "DEAD"
+
+
+def test_bad_messages_on_every_backend(rig: Any, outcome_app: TaskQ, pool: str) -> None:
+    """One of each kind: not readable at all, without arguments, ended by SystemExit."""
+    payloads = [b"\xc1\x02", envelope.encode(Header("x4", "add", "json", 0, time.time(), ""), b"17")]
+    for payload in payloads:
+        rig.raw(outcome_app, payload)
+    exits = outcome_app.tasks["raise_base"].delay("exit")
+    with rig.work(outcome_app, pool):
+        with pytest.raises(TaskFailure, match="SystemExit"):
+            exits.get(timeout=10)
+        still_alive(outcome_app)
+        rig.wait_empty(outcome_app)
+    assert [payload for _, payload in rig.dead(outcome_app)][:2] == payloads
 
 
 def test_a_content_type_that_is_not_accepted_is_never_decoded(rig: Any, outcome_app: TaskQ) -> None:
@@ -274,6 +291,7 @@ def test_what_nobody_keeps_is_not_encoded(rig: Any, outcome_app: TaskQ) -> None:
         assert (worker.settler.ended, worker.settler.failed) == (2, 0)
 
 
+@pytest.mark.parametrize("backend", ["memory"])
 @pytest.mark.parametrize("kind", ["exit", "interrupt", "generator", "base"])
 def test_an_exception_that_is_no_exception_ends_the_task_only(
     rig: Any, outcome_app: TaskQ, pool: str, kind: str
@@ -290,6 +308,7 @@ def test_an_exception_that_is_no_exception_ends_the_task_only(
     assert len(rig.dead(outcome_app)) == 1
 
 
+@pytest.mark.parametrize("backend", ["memory"])
 @pytest.mark.parametrize("kind", ["exit", "interrupt", "generator", "base"])
 def test_an_async_task_may_raise_them_too(rig: Any, outcome_app: TaskQ, pool: str, kind: str) -> None:
     @outcome_app.task(name="araise")

@@ -61,8 +61,9 @@ def declare(app: TaskQ, ran: Counter[str]) -> None:
 
 @pytest.fixture
 def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("taskq.worker.engines._FIRST_PAUSE", 0.01)
-    monkeypatch.setattr("taskq.worker.settler._FIRST_PAUSE", 0.005)
+    for part in ("engines", "settler"):
+        monkeypatch.setattr(f"taskq.worker.{part}._FIRST_PAUSE", 0.005)
+        monkeypatch.setattr(f"taskq.worker.{part}._LONGEST_PAUSE", 0.02)
 
 
 @pytest.mark.usefixtures("_impatient")

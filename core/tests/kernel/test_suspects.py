@@ -175,9 +175,12 @@ def test_a_suspect_waits_while_the_store_cannot_be_asked(
 # --------------------------------------------------------------------------------------------------- unknown tasks
 
 
-def test_an_unknown_task_is_offered_to_others_first(rig: Any, backend: str, pool: str, runs: list[Any]) -> None:
+def test_an_unknown_task_is_offered_to_others_first(
+    rig: Any, backend: str, pool: str, runs: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """During a deployment an old worker meets a task of the new release; a new worker then runs it."""
-    old, new = rig.app(backend), None
+    monkeypatch.setattr("taskq.worker.admission._PARK_DELAY", 0.2)
+    old = rig.app(backend)
     old.task(name="old")(lambda: None)
     result = old.send_task("count")
     with rig.work(old, pool):
