@@ -11,6 +11,8 @@ import time
 from collections import deque
 
 _BATCH = 64
+_VARIANT = 1 << 63
+_TAIL = (1 << 61) - 1  # one bit less than there is room for, so that counting up never reaches the variant
 _ready: deque[str] = deque()
 
 
@@ -24,14 +26,11 @@ def new_id() -> str:
 
 
 def _refill() -> None:
-    millis = f"{time.time_ns() // 1_000_000:012x}"
-    random = os.urandom(10 * _BATCH).hex()
-    # twelve digits of time, version 7, twelve bits of order within the batch, variant 10, 62 random bits
-    offset = int(random[:2], 16)
-    _ready.extend(
-        f"{millis}7{offset + i:03x}{'89ab'[int(random[i * 20], 16) & 3]}{random[i * 20 + 1 : i * 20 + 16]}"
-        for i in range(_BATCH)
-    )
+    # twelve digits of time, version 7, then variant 10 and 74 random bits; within a batch the last ones count up
+    random = int.from_bytes(os.urandom(10))
+    head = f"{time.time_ns() // 1_000_000:012x}7{random >> 68:03x}"
+    start = _VARIANT | (random & _TAIL)
+    _ready.extend([f"{head}{number:016x}" for number in range(start, start + _BATCH)])
 
 
 # a forked child must not hand out its parent's ids

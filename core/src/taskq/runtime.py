@@ -57,6 +57,9 @@ class TaskRuntime:
         self._loop = threading.local()
         self._runners: list[asyncio.Runner] = []
         self._started: list[Task[..., Any]] = []
+        self._codec = app.codec
+        self._result_serializer = self._codec.serializer(self._codec.settings.result_serializer)
+        self._result_limit = app.settings.max_result_bytes
         for name, task in app.tasks.items():
             self._execute[name] = self._compile(task)
 
@@ -251,13 +254,11 @@ class TaskRuntime:
     def _success(self, task: Task[..., Any], header: Header, result: Any) -> Outcome:
         if header.reply is None:
             return FINISHED
-        codec = self.app.codec
-        serializer = codec.serializer(codec.settings.result_serializer)
+        codec, serializer, limit = self._codec, self._result_serializer, self._result_limit
         try:
             if task.models is not None:
                 result = task.models.plain(result)
             data, transforms = codec.encode(result, serializer)
-            limit = self.app.settings.max_result_bytes
             if len(data) > limit:
                 raise ResultTooLarge(
                     f"the result of task {task.name} takes {len(data)} bytes, max_result_bytes is {limit}; "

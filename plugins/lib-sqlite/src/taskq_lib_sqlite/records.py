@@ -48,8 +48,9 @@ def as_bytes(value: Any) -> bytes:
 
 def put_records(connection: sqlite3.Connection, records: Sequence[Record], now: float) -> list[str]:
     """Store records inside the caller's transaction; return the ids of those that a better one is kept for."""
+    # sqlite3 binds bool and bytes by a slow path, through its adapters; int and bytearray go straight in
     rows = [
-        (r.id, r.epoch, r.attempt, r.terminal, now + r.ttl, r.state, r.reply, r.follow_ups, r.payload, now)
+        (r.id, r.epoch, r.attempt, +r.terminal, now + r.ttl, r.state, r.reply, r.follow_ups, bytearray(r.payload), now)
         for r in records
     ]
     if len(rows) == 1:

@@ -38,6 +38,7 @@ class ResultWait:
         self._closed = False
         self._turn = threading.Lock()
         self._absent: set[str] = set()
+        self._known: set[str] = set()
 
     def wait(self, ids: Collection[str], timeout: float) -> list[Record]:
         """Return the terminal records among ``ids`` as soon as there is one."""
@@ -46,10 +47,14 @@ class ResultWait:
         with self._turn:
             try:
                 self._absent &= wanted
+                if not wanted <= self._known:
+                    self._look_often()  # what is new may come soon
+                self._known = wanted
                 while not self._closed:
                     if self._channel is not None and self._ears.refresh():
                         self._absent.clear()  # something may have been announced while nobody listened
                     if found := self._look(wanted - self._absent):
+                        self._look_often()
                         return found
                     left = deadline - monotonic()
                     if self._woken or left <= 0:
@@ -58,6 +63,10 @@ class ResultWait:
             finally:
                 self._woken = False
         return []
+
+    def _look_often(self) -> None:
+        self._interval = self._poll_min
+        self._look_at = min(self._look_at, monotonic() + self._poll_min)
 
     def _look(self, ids: set[str]) -> list[Record]:
         if not ids:

@@ -47,7 +47,8 @@ def insert(
             connection.execute(_READY.format(schema), (queue, rank, seq, 0))
             return {queue: 1}
         last = _last_seq(connection, schema)
-        rows = [(seq, now, o.id, None, o.payload) for seq, o in enumerate(batch, last + 1)]
+        # sqlite3 binds bytes by a slow path, through its adapters; a bytearray goes straight in
+        rows = [(seq, now, o.id, None, bytearray(o.payload)) for seq, o in enumerate(batch, last + 1)]
         connection.executemany(_MESSAGE.format(schema), rows)
         connection.execute(
             f"INSERT INTO {schema}taskq_ready (queue, rank, seq, deliveries) "  # noqa: S608  a fixed name
