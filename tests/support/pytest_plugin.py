@@ -4,7 +4,7 @@
 |---|---|
 | `server_url` | a function: `server_url("valkey")` is that server's URL; skips where there is none; fails if CI=true |
 | `postgresql_url`, `mariadb_url` | the URL of a fresh database, one per test module, dropped afterwards |
-| `redis_url` | the URL of an empty Redis database (on Valkey), emptied afterwards |
+| `redis_url`, `old_redis_url` | the URL of an empty database of the Valkey or the Redis server, emptied afterwards |
 | `database_url` | a function: `database_url("postgresql")` is the URL of one more fresh database, for this test alone |
 | `fault_seed` | the seed for random faults, from TASKQ_SEED or new, printed when the test fails |
 
@@ -28,9 +28,10 @@ from pathlib import Path
 import pytest
 
 from tests.support.databases import fresh_database
+from tests.support.redis_servers import empty_database
 from tests.support.servers import SERVERS, in_ci
 
-SERVER_FIXTURES = {"server_url", "database_url", *(f"{name}_url" for name in SERVERS)}
+SERVER_FIXTURES = {"server_url", "database_url", "old_redis_url", *(f"{name}_url" for name in SERVERS)}
 PATIENCE = 2.0  # seconds a thread or child process may take to end after its test
 
 
@@ -86,15 +87,14 @@ def mariadb_url() -> Iterator[str]:
 
 @pytest.fixture
 def redis_url() -> Iterator[str]:
-    """Give an empty database of the Valkey server, one per test process, emptied again afterwards."""
-    import redis
-
-    worker = os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw")
-    url = f"{_server_url('valkey').rpartition('/')[0]}/{1 + int(worker) % 15}"
-    with redis.Redis.from_url(url) as client:
-        client.flushdb()
+    with empty_database(_server_url("valkey")) as url:
         yield url
-        client.flushdb()
+
+
+@pytest.fixture
+def old_redis_url() -> Iterator[str]:
+    with empty_database(_server_url("redis")) as url:
+        yield url
 
 
 @pytest.fixture

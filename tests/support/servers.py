@@ -251,7 +251,6 @@ class Valkey(Server):
 class Redis(Valkey):
     name = "redis"
     packages = "redis-server"
-    optional = True
 
     @classmethod
     def program(cls) -> str | None:

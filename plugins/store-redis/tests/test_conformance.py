@@ -13,30 +13,46 @@ def keys(url: str) -> set[str]:
         return {key.decode() for key in client.keys("*")}
 
 
-class TestConformance(StoreSuite):
+class OnAServer(StoreSuite):
     scheme = "redis"
 
     fault_options = {"timeout": 1.0, "connect_timeout": 1.0}  # noqa: RUF012
-
-    @pytest.fixture
-    def url(self, redis_url: str) -> str:
-        return redis_url
 
     def server_keys(self, url: str) -> set[str] | None:
         return keys(url)
 
 
-class TestCoordination(CoordinationSuite):
-    scheme = "redis"
-
-    fault_options = {"timeout": 1.0, "connect_timeout": 1.0}  # noqa: RUF012
-
+class TestConformance(OnAServer):
     @pytest.fixture
     def url(self, redis_url: str) -> str:
         return redis_url
 
+
+class CoordinationOnAServer(CoordinationSuite):
+    scheme = "redis"
+
+    fault_options = {"timeout": 1.0, "connect_timeout": 1.0}  # noqa: RUF012
+
     def server_keys(self, url: str) -> set[str] | None:
         return keys(url)
+
+
+class TestCoordination(CoordinationOnAServer):
+    @pytest.fixture
+    def url(self, redis_url: str) -> str:
+        return redis_url
+
+
+class TestOnRedis7(OnAServer):
+    @pytest.fixture
+    def url(self, old_redis_url: str) -> str:
+        return old_redis_url
+
+
+class TestCoordinationOnRedis7(CoordinationOnAServer):
+    @pytest.fixture
+    def url(self, old_redis_url: str) -> str:
+        return old_redis_url
 
 
 class TestPackaging(PackagingSuite):

@@ -13,17 +13,27 @@ def keys(url: str) -> set[str]:
         return {key.decode() for key in client.keys("*")}
 
 
-class TestConformance(TransportSuite):
+class OnAServer(TransportSuite):
     scheme = "redis"
 
     fault_options = {"timeout": 1.0, "connect_timeout": 1.0}  # noqa: RUF012
 
+    def server_keys(self, url: str) -> set[str] | None:
+        return keys(url)
+
+
+class TestConformance(OnAServer):
     @pytest.fixture
     def url(self, redis_url: str) -> str:
         return redis_url
 
-    def server_keys(self, url: str) -> set[str] | None:
-        return keys(url)
+
+class TestOnRedis7(OnAServer):
+    random_s = 2.0
+
+    @pytest.fixture
+    def url(self, old_redis_url: str) -> str:
+        return old_redis_url
 
 
 class TestPackaging(PackagingSuite):

@@ -4,7 +4,7 @@ It has two connections: one to claim and to wait for the bell, one to settle and
 fetch never holds up an acknowledgement. A claim for the next batch may be under way while the kernel runs this one.
 
 The intake thread alone enters the consumer on the server, again where the lease was lost. A claim whose answer never
-came has spoilt its receipts: before the next one the server hands back what it took, and refuses it should it come late.
+came has spoilt its receipts: before the next one the server hands back what it took, and refuses it if it comes late.
 """
 
 from __future__ import annotations
@@ -39,6 +39,7 @@ _MOST_AT_ONCE = 1000
 _SETTLE_CHUNK = 4000
 _SETTLE_BYTES = 8 << 20
 _WAKE_TTL_MS = 60_000
+_SHORT = 0.3
 _PATIENCE = 0.05
 """Seconds that a wake waits for the settling connection before it breaks the waiting one instead."""
 _GONE = "the lease ended and the message was given back"
@@ -360,8 +361,10 @@ class RedisConsumer:
             self._starved = False
             self._drain()
             return
-        exact = self._due is not None and self._due < min(left, poll)
-        pause = self._due if exact and self._due is not None else min(left, poll)
+        pause = min(left, poll)
+        exact = pause < _SHORT
+        if self._due is not None and self._due < pause:
+            pause, exact = self._due, True
         p = self._prefix
         bells = [f"{p}b:{self._names[n]}" for n in self._subscribed]
         # Servers end a wait up to a tenth of a second late: where that matters, it is ended from here.

@@ -75,7 +75,7 @@ def capabilities(options: Any) -> Capabilities:
         peek=True,
         fused_stores=("redis",),
         notes=(
-            "Messages survive power loss with appendonly yes and appendfsync always, else the last moments may be lost.",
+            "Messages survive power loss with appendonly yes and appendfsync always, else the last may be lost.",
             "A failover to a replica loses what was not replicated yet.",
             "One server and its fail-over servers; Redis Cluster is not supported yet.",
         ),
