@@ -18,5 +18,8 @@ def taskq_compressor(name: str) -> CompressorSpec:
     """Offer the compressor."""
     return CompressorSpec(
         spi="0.1",
-        name=name, factory=make, options=ZlibOptions, summary="zlib (RFC 1950), which every Python and language has"
+        name=name,
+        factory=make,
+        options=ZlibOptions,
+        summary="zlib (RFC 1950), which every Python and language has",
     )
