@@ -12,6 +12,7 @@ import sqlalchemy as sa
 
 from taskq.errors import OutcomeUnknown, ResultTooLarge, StoreError, StoreSchemaMismatch, StoreUnavailable
 from taskq.spi import Op, OpKind, Record
+from taskq_lib_sqlalchemy import database
 from taskq_lib_sqlalchemy.mysql import MySQL
 from taskq_store_sqlalchemy.store import SqlStore
 
@@ -184,16 +185,16 @@ def test_an_operation_whose_commit_was_cut_is_unknown(
     url: str, kind: OpKind, open_store: Open, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     store = open_store(url)
-    execute = sa.Connection.exec_driver_sql
+    execute = database.execute
 
-    def cut(self: sa.Connection, statement: str, *arguments: Any, **more: Any) -> Any:
-        result = execute(self, statement, *arguments, **more)
+    def cut(connection: sa.Connection, statement: str, *arguments: Any) -> Any:
+        result = execute(connection, statement, *arguments)
         if statement == "COMMIT" and store.database.dialect != "sqlite":
             raise ConnectionResetError("cut")
         return result
 
     op = Op(kind=kind, key="k", value=b"1" if kind is OpKind.PUT_IF_ABSENT else None)
-    monkeypatch.setattr(sa.Connection, "exec_driver_sql", cut)
+    monkeypatch.setattr(database, "execute", cut)
     if store.database.dialect == "sqlite":  # there is no network
         assert store.apply([op])[0].applied
     else:

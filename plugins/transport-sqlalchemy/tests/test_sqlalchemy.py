@@ -53,7 +53,7 @@ def fetched(consumer: SqlConsumer, n: int, seconds: float = 8.0) -> list[Any]:
 
 def scalar(transport: SqlTransport, statement: str, **parameters: Any) -> Any:
     strategy = transport.strategy
-    return transport.database.run(lambda c: strategy.do(c, statement, **parameters).scalar(), "testing")
+    return transport.database.run(lambda c: strategy.do(c, statement, **parameters).value(), "testing")
 
 
 # ------------------------------------------------------------------------------------------------------- connecting

@@ -307,6 +307,41 @@ class Link:
         _drop(connection)
 
 
+class Answer:
+    """What a statement brought: rows as tuples (none where it brings none), and how many it touched."""
+
+    __slots__ = ("lastrowid", "rowcount", "rows")
+
+    def __init__(self, cursor: Any) -> None:
+        self.rows: list[tuple[Any, ...]] = cursor.fetchall() if cursor.description is not None else []
+        self.rowcount: int = cursor.rowcount
+        self.lastrowid: Any = getattr(cursor, "lastrowid", None)
+
+    def column(self) -> list[Any]:
+        """Return the first value of every row."""
+        return [row[0] for row in self.rows]
+
+    def value(self) -> Any:
+        """Return the first value of the first row, None where there is no row."""
+        return self.rows[0][0] if self.rows else None
+
+
+def execute(connection: Connection, sql: str, parameters: dict[str, Any] | None = None) -> Answer:
+    """Run one statement on the driver's own cursor: SQLAlchemy's would cost more than a short statement itself."""
+    driver: Any = connection.connection.dbapi_connection
+    if connection.dialect.name == "postgresql":
+        return Answer(driver.execute(sql, parameters, binary=True))
+    cursor = driver.cursor()
+    cursor.execute(sql, parameters or ())
+    return Answer(cursor)
+
+
+def execute_many(connection: Connection, sql: str, parameters: Sequence[dict[str, Any]]) -> None:
+    """Run one statement for each set of parameters."""
+    driver: Any = connection.connection.dbapi_connection
+    driver.cursor().executemany(sql, parameters)
+
+
 @contextmanager
 def transaction(connection: Connection, *, immediate: bool = True) -> Iterator[None]:
     """Bracket statements; on an exception nothing of them remains.
@@ -320,24 +355,24 @@ def transaction(connection: Connection, *, immediate: bool = True) -> Iterator[N
     begin = "BEGIN"
     if connection.dialect.name == "sqlite" and immediate:
         begin = "BEGIN IMMEDIATE"  # the write lock now, not in the middle: a later upgrade could not wait for it
-    connection.exec_driver_sql(begin)
+    execute(connection, begin)
     connection.info[_OPEN] = True
     try:
         yield
     except BaseException:
         connection.info.pop(_OPEN, None)
         try:
-            connection.exec_driver_sql("ROLLBACK")
+            execute(connection, "ROLLBACK")
         except Exception:
             connection.invalidate()
         raise
     connection.info.pop(_OPEN, None)
     try:
-        connection.exec_driver_sql("COMMIT")
+        execute(connection, "COMMIT")
     except BaseException as error:
         if connection.dialect.name == "sqlite":
             try:  # a full disk or a busy file leaves the transaction open
-                connection.exec_driver_sql("ROLLBACK")
+                execute(connection, "ROLLBACK")
             except Exception:
                 connection.invalidate()
         else:

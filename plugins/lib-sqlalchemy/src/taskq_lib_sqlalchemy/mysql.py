@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from taskq.spi import Durability, Outbound
-from taskq_lib_sqlalchemy.database import Database, transaction
+from taskq_lib_sqlalchemy.database import Answer, Database, transaction
 from taskq_lib_sqlalchemy.records import RecordRow, record_values
 from taskq_lib_sqlalchemy.strategy import Strategy, Taken, message_row
 
@@ -50,13 +50,13 @@ class MySQL(Strategy):
             raise self.too_old(f"MySQL {text}", "MySQL 8.0.1")
 
     def durability(self, connection: Connection) -> tuple[Durability, str | None]:
-        flush = connection.exec_driver_sql("SELECT @@innodb_flush_log_at_trx_commit").scalar_one()
+        flush = self.do(connection, "SELECT @@innodb_flush_log_at_trx_commit").value()
         if int(flush) != 1:
             return Durability.SERVER, f"innodb_flush_log_at_trx_commit is {flush}: power loss may take the last second"
         return Durability.DISK, None
 
     def max_payload(self, connection: Connection) -> int:
-        packet = int(connection.exec_driver_sql("SELECT @@max_allowed_packet").scalar_one())
+        packet = int(self.do(connection, "SELECT @@max_allowed_packet").value())
         return (packet - 16384) // 2  # each byte may need an escape
 
     # Not INSERT IGNORE, which would also ignore a name that is too long.
@@ -74,7 +74,8 @@ class MySQL(Strategy):
         self, connection: Connection, head: str, row: str, tail: str, rows: Iterable[dict[str, Any]]
     ) -> None:
         """Write rows with few statements of bounded size; the driver's own bulk form knows no expressions."""
-        cursor = connection.connection.cursor()
+        driver: Any = connection.connection.dbapi_connection
+        cursor = driver.cursor()
         head = head.format_map(self._names)
         parts: list[str] = []
         size = 0
@@ -99,7 +100,7 @@ class MySQL(Strategy):
         rows = self.do(
             connection, "SELECT id, queue, payload, deliveries, grp, size FROM {messages} WHERE id {in_ids}", ids=ids
         )
-        return [Taken._make(row) for row in rows]
+        return [Taken._make(row) for row in rows.rows]
 
     def acknowledge(self, connection: Connection, me: int, ids: Sequence[int]) -> set[int]:
         if self.mariadb:
@@ -122,7 +123,7 @@ class MySQL(Strategy):
         rows = self.do(
             connection, "SELECT id FROM {messages} WHERE id {in_ids} AND owner = :me FOR UPDATE", ids=ids, me=me
         )
-        return list(rows.scalars())
+        return rows.column()
 
     # ----------------------------------------------------------------------------------------------------- results
 
@@ -137,7 +138,7 @@ class MySQL(Strategy):
                 "SELECT id FROM {results} WHERE id {in_names} AND writer = :writer",
                 names=[r.record.id for r in wave],
                 writer=writer,
-            ).scalars()
+            ).column()
         )
         return {r.place for r in wave if r.record.id in stored}
 
@@ -148,7 +149,7 @@ class MySQL(Strategy):
 
     # ------------------------------------------------------------------------------------------------ coordination
 
-    def _lock_entries(self, connection: Connection, names: Sequence[str]) -> Any:
+    def _lock_entries(self, connection: Connection, names: Sequence[str]) -> Answer:
         self._insert_rows(
             connection,
             "INSERT INTO {entries} (name, value, expires) VALUES ",
@@ -156,12 +157,11 @@ class MySQL(Strategy):
             " ON DUPLICATE KEY UPDATE name = VALUES(name)",
             ({"name": name} for name in names),
         )
-        rows = self.do(
+        return self.do(
             connection,
             "SELECT name, value, {now}, expires FROM {entries} WHERE name {in_names} FOR UPDATE",
             names=names,
         )
-        return rows.all()
 
     _put_time = (
         "INSERT INTO {times} (name, member, due) VALUES (:name, :member, :due) "
@@ -178,7 +178,7 @@ class MySQL(Strategy):
                 name=index,
                 names=members,
             )
-            found = list(rows.scalars())
+            found = rows.column()
             if found:
                 self.do(
                     connection, "DELETE FROM {times} WHERE name = :name AND member {in_names}", name=index, names=found

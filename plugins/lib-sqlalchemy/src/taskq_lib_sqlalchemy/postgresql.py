@@ -12,8 +12,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from taskq.spi import Durability, Outbound, Record
+from taskq_lib_sqlalchemy.database import Answer
 from taskq_lib_sqlalchemy.records import RecordRow, pushes, waves
-from taskq_lib_sqlalchemy.strategy import Claim, Ending, EntryChange, Strategy, Taken
+from taskq_lib_sqlalchemy.strategy import Claim, Ending, EntryChange, Strategy, Taken, message_row
 
 if TYPE_CHECKING:
     from sqlalchemy.engine import Connection
@@ -37,16 +38,17 @@ class PostgreSQL(Strategy):
     # ------------------------------------------------------------------------------------------------- the server
 
     def check_server(self, connection: Connection) -> None:
-        number = int(connection.exec_driver_sql("SHOW server_version_num").scalar_one())
+        number = int(self.do(connection, "SHOW server_version_num").value())
         if number < 120000:
             raise self.too_old(f"PostgreSQL {number // 10000}", "PostgreSQL 12")
 
     def durability(self, connection: Connection) -> tuple[Durability, str | None]:
-        rows = connection.exec_driver_sql(
+        answer = self.do(
+            connection,
             "SELECT name, setting FROM pg_settings "
-            "WHERE name IN ('fsync', 'synchronous_commit', 'synchronous_standby_names')"
+            "WHERE name IN ('fsync', 'synchronous_commit', 'synchronous_standby_names')",
         )
-        settings = {row[0]: row[1] for row in rows}
+        settings = dict(answer.rows)
         if settings.get("fsync") == "off":
             return Durability.SERVER, "the server runs with fsync off: power loss may take or damage everything"
         if settings.get("synchronous_commit") == "off":
@@ -64,7 +66,7 @@ class PostgreSQL(Strategy):
             lease=lease,
             info=info[:250],
         )
-        return int(result.scalar_one())
+        return int(result.value())
 
     def set_ring(self, connection: Connection, me: int, *, ring: bool) -> None:
         self.do(connection, "UPDATE {consumers} SET ring = :ring WHERE id = :me", me=me, ring=ring)
@@ -72,7 +74,9 @@ class PostgreSQL(Strategy):
     # --------------------------------------------------------------------------------------------------- messages
 
     def insert(self, connection: Connection, batch: Sequence[Outbound]) -> bool:
-        return bool(self.do(connection, _INSERT, **_message_columns(batch)).scalar())
+        if len(batch) == 1:  # arrays of one cost the driver more than the insertion
+            return bool(self.do(connection, _INSERT_ONE, **message_row(batch[0])).value())
+        return bool(self.do(connection, _INSERT, **_message_columns(batch)).value())
 
     def tell(self, connection: Connection, queues: Iterable[str], records: Iterable[Record] = ()) -> None:
         told = [(self.channel(queue), "") for queue in queues]
@@ -97,7 +101,7 @@ class PostgreSQL(Strategy):
             limit=limit,
             budget=budget,
             lone=lone,
-        ).all()
+        ).rows
         alive, picked, due_in = rows[0][:3]
         taken = [Taken._make(row[3:]) for row in rows if row[3] is not None]
         return Claim(taken, bool(alive), picked > len(taken), due_in)
@@ -105,9 +109,9 @@ class PostgreSQL(Strategy):
     def release(self, connection: Connection, me: int, ids: Sequence[int], delay: float, *, counted: bool) -> set[int]:
         rows = self.do(
             connection, self._release + " RETURNING id, queue", **self._release_values(me, ids, delay, counted=counted)
-        ).all()
-        self.tell(connection, {row.queue for row in rows})
-        return {row.id for row in rows}
+        ).rows
+        self.tell(connection, {queue for _, queue in rows})
+        return {message_id for message_id, _ in rows}
 
     def promote(self, connection: Connection) -> bool:
         queues = self.do(
@@ -115,7 +119,7 @@ class PostgreSQL(Strategy):
             "UPDATE {messages} SET state = 0 WHERE id = ANY(ARRAY(SELECT id FROM {messages} WHERE state = 1 "
             "AND due <= {now} ORDER BY due LIMIT 1000 FOR UPDATE SKIP LOCKED)) RETURNING queue",
         )
-        found = queues.scalars().all()
+        found = queues.column()
         self.tell(connection, set(found))
         return len(found) == 1000
 
@@ -125,13 +129,13 @@ class PostgreSQL(Strategy):
             "UPDATE {messages} SET state = 0, owner = NULL WHERE owner {in_ids} RETURNING queue",
             ids=self.listed(dead),
         )
-        return set(rows.scalars())
+        return set(rows.column())
 
     # ----------------------------------------------------------------------------------------------------- results
 
     def _upsert(self, connection: Connection, wave: Sequence[RecordRow]) -> set[int]:
         rows = self.do(connection, _upsert(owned=False), **_record_columns([row.record for row in wave]))
-        stored = set(rows.scalars())
+        stored = set(rows.column())
         return {row.place for row in wave if row.record.id in stored}
 
     def commit(self, connection: Connection, me: int, endings: Sequence[Ending]) -> set[int]:
@@ -151,12 +155,12 @@ class PostgreSQL(Strategy):
             parameters |= _message_columns([out for _, out in sends])
             parameters["owners"] = [origin for origin, _ in sends]
         statement += " SELECT id FROM gone"
-        return set(self.do(connection, statement, **parameters).scalars())
+        return set(self.do(connection, statement, **parameters).column())
 
     # ------------------------------------------------------------------------------------------------ coordination
 
-    def _lock_entries(self, connection: Connection, names: Sequence[str]) -> Any:
-        rows = self.do(
+    def _lock_entries(self, connection: Connection, names: Sequence[str]) -> Answer:
+        return self.do(
             connection,
             "INSERT INTO {entries} AS e (name, value, expires) "
             "SELECT name, NULL, 0 FROM unnest(CAST(:names AS text[])) AS n(name) ORDER BY name "
@@ -164,7 +168,6 @@ class PostgreSQL(Strategy):
             "RETURNING e.name, e.value, {now}, e.expires",
             names=names,
         )
-        return rows.all()
 
     def write_entries(self, connection: Connection, entries: Sequence[EntryChange]) -> None:
         self.do(
@@ -220,6 +223,13 @@ def _insert(*, owned: bool) -> str:
         ORDER BY f.n"""  # noqa: S608  nothing but our own constants
 
 
+_INSERT_ONE = """
+WITH written AS (
+    INSERT INTO {messages} (state, level, deliveries, size, owner, sent, due, queue, uid, grp, payload)
+    VALUES (:state, :level, 0, :size, NULL, {now}, {now} + CAST(:delay AS double precision),
+        :queue, :uid, :grp, :payload)
+) SELECT EXISTS (SELECT FROM {consumers} WHERE ring)
+"""
 _INSERT = f"WITH written AS ({_insert(owned=False)}) SELECT EXISTS (SELECT FROM {{consumers}} WHERE ring)"  # noqa: S608
 
 # Locks are taken row by row as the innermost scan is drained, and it stops at the limit; the nested loop keeps the

@@ -91,9 +91,7 @@ def _sqlite_path(url: Url) -> str:
     else:
         path = url.path
     if path.lstrip("/") in {"", ":memory:"}:
-        raise UrlError(
-            f"{url} names no file, and a database in memory could be reached by one connection only; {_FORMS}"
-        )
+        raise UrlError(f"{url} names no file (one in memory would be of one connection only); {_FORMS}")
     if path.endswith("/"):
         raise UrlError(f"{url} names a directory, not a file; {_FORMS}")
     return os.path.abspath(path)

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from taskq.spi import Durability
+from taskq_lib_sqlalchemy.database import Answer
 from taskq_lib_sqlalchemy.records import RecordRow, record_values
 from taskq_lib_sqlalchemy.strategy import Strategy, Taken
 
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 class SQLite(Strategy):
     """Lists travel as one JSON parameter, so that a statement's text, and its compiled form, is always the same."""
 
+    parameter = ":"
     now = ":now"
     in_ids = "IN (SELECT value FROM json_each(:ids))"
     in_names = "IN (SELECT value FROM json_each(:names))"
@@ -44,12 +46,13 @@ class SQLite(Strategy):
             me=me,
             ids=self.listed(ids),
         )
-        return [Taken._make(row) for row in rows]
+        return [Taken._make(row) for row in rows.rows]
 
     def _upsert(self, connection: Connection, wave: Sequence[RecordRow]) -> set[int]:
         # One execute for each: only so does SQLite say which it stored, and there is no network to save.
-        sql = str(self.sql(_UPSERT).clause.text)
-        cursor = connection.connection.cursor()
+        sql, _ = self.sql(_UPSERT)
+        driver: Any = connection.connection.dbapi_connection
+        cursor = driver.cursor()
         now = self.database.clock.now()
         stored = set()
         for row in wave:
@@ -59,16 +62,15 @@ class SQLite(Strategy):
         cursor.close()
         return stored
 
-    def _lock_entries(self, connection: Connection, names: Sequence[str]) -> Any:
+    def _lock_entries(self, connection: Connection, names: Sequence[str]) -> Answer:
         # The transaction is the lock, but absent entries need rows that can be updated.
-        rows = self.do(
+        return self.do(
             connection,
             "INSERT INTO {entries} (name, value, expires) SELECT value, NULL, 0 FROM json_each(:names) WHERE TRUE "
             "ON CONFLICT (name) DO UPDATE SET name = excluded.name "
             "RETURNING name, value, :now, expires",
             names=self.listed(names),
         )
-        return rows.all()
 
 
 _UPSERT = """

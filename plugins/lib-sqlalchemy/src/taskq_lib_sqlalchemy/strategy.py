@@ -6,14 +6,13 @@ PostgreSQL does most of it in single statements. Times are seconds on the server
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
-import sqlalchemy as sa
-
 from taskq.errors import TaskQError
 from taskq.spi import Durability, Outbound, Record
-from taskq_lib_sqlalchemy.database import Database, transaction
+from taskq_lib_sqlalchemy.database import Answer, Database, execute, execute_many, transaction
 from taskq_lib_sqlalchemy.errors import Problem
 from taskq_lib_sqlalchemy.records import RecordRow, waves
 
@@ -74,24 +73,11 @@ class EntryChange(NamedTuple):
 KEEP_TTL, NO_TTL, NEW_TTL = 0, 1, 2
 
 
-class Statement:
-    """A text statement with the tables' names filled in, and whether it wants ``:now``."""
-
-    __slots__ = ("clause", "needs_now")
-
-    def __init__(self, text: str) -> None:
-        clause = sa.text(text)
-        self.needs_now = ":now" in text
-        if " IN :ids" in text:
-            clause = clause.bindparams(sa.bindparam("ids", expanding=True))
-        if " IN :names" in text:
-            clause = clause.bindparams(sa.bindparam("names", expanding=True))
-        self.clause = clause
-
-
 class Strategy:
     """The statements of one database's dialect. Stateless after construction: any thread, any connection of it."""
 
+    parameter: ClassVar[str] = r"%(\1)s"
+    """How the driver writes the parameter that our templates write ``:name``."""
     now: ClassVar[str]
     in_ids: ClassVar[str]
     in_names: ClassVar[str]
@@ -116,24 +102,34 @@ class Strategy:
             "share_lock": self.share_lock,
             "prefix": self.tables.prefix,
         }
-        self._statements: dict[str, Statement] = {}
+        self._statements: dict[str, tuple[str, bool]] = {}
 
     # ------------------------------------------------------------------------------------------------- statements
 
-    def sql(self, template: str) -> Statement:
-        """Return the prepared form of a statement's template."""
+    def sql(self, template: str) -> tuple[str, bool]:
+        """Return a template's statement in the driver's form, and whether it wants ``:now``."""
         try:
             return self._statements[template]
         except KeyError:
-            statement = self._statements[template] = Statement(template.format_map(self._names))
-            return statement
+            text = template.format_map(self._names)
+            needs_now = ":now" in text
+            if self.parameter != ":":
+                text = _PARAMETER.sub(self.parameter, text)
+            self._statements[template] = (text, needs_now)
+            return text, needs_now
 
-    def do(self, connection: Connection, template: str, **parameters: Any) -> Any:
+    def do(self, connection: Connection, template: str, **parameters: Any) -> Answer:
         """Run one statement."""
-        statement = self.sql(template)
-        if statement.needs_now:
+        text, needs_now = self.sql(template)
+        if needs_now:
             parameters["now"] = self.database.clock.now()
-        return connection.execute(statement.clause, parameters)
+        return execute(connection, text, parameters)
+
+    def do_many(self, connection: Connection, template: str, rows: Iterable[dict[str, Any]]) -> None:
+        """Run one statement for each row of parameters."""
+        text, needs_now = self.sql(template)
+        extra = {"now": self.database.clock.now()} if needs_now else {}
+        execute_many(connection, text, [{**row, **extra} for row in rows])
 
     def listed(self, values: Iterable[Any]) -> Any:
         """Return values as the parameter of ``{in_ids}`` or ``{in_names}``."""
@@ -159,7 +155,7 @@ class Strategy:
 
     def server_time(self, connection: Connection) -> float:
         """Return the clock that all times are on."""
-        return float(self.do(connection, "SELECT {now}").scalar_one())
+        return float(self.do(connection, "SELECT {now}").value())
 
     def channel(self, queue: str) -> str:
         """Return the name of a queue's notification channel, where there are any."""
@@ -193,7 +189,7 @@ class Strategy:
 
     def alive(self, connection: Connection, me: int) -> bool:
         """Whether a consumer is registered; inside a transaction it stays so to the end."""
-        return bool(self.do(connection, "SELECT 1 FROM {consumers} WHERE id = :me {share_lock}", me=me).first())
+        return bool(self.do(connection, "SELECT 1 FROM {consumers} WHERE id = :me {share_lock}", me=me).rows)
 
     # ----------------------------------------------------------------------------------------------------- queues
 
@@ -210,20 +206,20 @@ class Strategy:
     def known_queues(self, connection: Connection, names: Iterable[str]) -> set[str]:
         """Return those of these queues that exist."""
         return set(
-            self.do(connection, "SELECT name FROM {queues} WHERE name {in_names}", names=self.listed(names)).scalars()
+            self.do(connection, "SELECT name FROM {queues} WHERE name {in_names}", names=self.listed(names)).column()
         )
 
     # --------------------------------------------------------------------------------------------------- messages
 
     def insert(self, connection: Connection, batch: Sequence[Outbound]) -> bool:
         """Write messages in the order given, as one statement where it can; True when a consumer waits to be told."""
-        statement = self.sql(
+        self.do_many(
+            connection,
             "INSERT INTO {messages} "
             "(state, level, deliveries, size, owner, sent, due, queue, uid, grp, payload) VALUES "
-            "(:state, :level, 0, :size, NULL, {now}, {now} + :delay, :queue, :uid, :grp, :payload)"
+            "(:state, :level, 0, :size, NULL, {now}, {now} + :delay, :queue, :uid, :grp, :payload)",
+            map(message_row, batch),
         )
-        extra = {"now": self.database.clock.now()} if statement.needs_now else {}
-        connection.execute(statement.clause, [{**message_row(out), **extra} for out in batch])
         return False
 
     def tell(self, connection: Connection, queues: Iterable[str], records: Iterable[Record] = ()) -> None:
@@ -242,13 +238,13 @@ class Strategy:
             picked: list[int] = []
             blocked = False
             for queue, quota in plan:
-                rows = self.do(connection, self._pick, queue=queue, limit=min(quota, limit - len(picked))).all()
-                for row in rows:
-                    if row.size > budget and not (lone and not picked):
+                rows = self.do(connection, self._pick, queue=queue, limit=min(quota, limit - len(picked))).rows
+                for message_id, size in rows:
+                    if size > budget and not (lone and not picked):
                         blocked = True
                         break
-                    budget -= row.size
-                    picked.append(row.id)
+                    budget -= size
+                    picked.append(message_id)
                 if blocked or len(picked) >= limit:
                     break
             rows_taken = self._take(connection, me, picked) if picked else ()
@@ -271,7 +267,7 @@ class Strategy:
             _PROBE + (ready or "FALSE"),
             me=me,
             **{f"q{i}": queue for i, queue in enumerate(queues)},
-        ).one()
+        ).rows[0]
         return Probe(bool(row[0]), row[1], row[2], bool(row[3]))
 
     def acknowledge(self, connection: Connection, me: int, ids: Sequence[int]) -> set[int]:
@@ -282,14 +278,14 @@ class Strategy:
             ids=self.listed(ids),
             me=me,
         )
-        return set(result.scalars())
+        return set(result.column())
 
     def release(self, connection: Connection, me: int, ids: Sequence[int], delay: float, *, counted: bool) -> set[int]:
         """Give held messages back to their queues; return the ids of those that it did hold."""
         result = self.do(
             connection, self._release + " RETURNING id", **self._release_values(me, ids, delay, counted=counted)
         )
-        return set(result.scalars())
+        return set(result.column())
 
     _release = (
         "UPDATE {messages} SET state = :state, owner = NULL, deliveries = deliveries - :uncount, "
@@ -308,7 +304,7 @@ class Strategy:
 
     def release_strays(self, connection: Connection, me: int, known: Sequence[int]) -> None:
         """Give back, uncounted, what this consumer owns without knowing it: a claim's answer was lost on its way."""
-        owned = self.do(connection, "SELECT id FROM {messages} WHERE owner = :me", me=me).scalars().all()
+        owned = self.do(connection, "SELECT id FROM {messages} WHERE owner = :me", me=me).column()
         strays = sorted(set(owned) - set(known))
         if strays:
             self.release(connection, me, strays, 0.0, counted=False)
@@ -325,11 +321,10 @@ class Strategy:
     def promote(self, connection: Connection) -> bool:
         """Make delayed messages ready whose time has come, up to a thousand; True when there may be more."""
         with transaction(connection):
-            ids = self.do(
+            found = self.do(
                 connection,
                 "SELECT id FROM {messages} WHERE state = 1 AND due <= {now} ORDER BY due LIMIT 1000 {skip_locked}",
-            ).scalars()
-            found = list(ids)
+            ).column()
             if found:
                 self.do(
                     connection,
@@ -343,7 +338,7 @@ class Strategy:
         queues: set[str] = set()
         with transaction(connection):
             found = self.do(connection, "SELECT id FROM {consumers} WHERE expires < {now} {skip_locked}")
-            dead = list(found.scalars())
+            dead = found.column()
             if dead:
                 # First the consumer, then, in a later statement, its messages: a claim of its own either came before
                 # and is seen, or waits for this transaction and finds itself dead.
@@ -401,14 +396,15 @@ class Strategy:
 
     def read(self, connection: Connection, ids: Sequence[str]) -> list[Record]:
         """Return the records of these ids that are there and have not expired."""
-        rows = self.do(
+        answer = self.do(
             connection,
             "SELECT id, state, payload, terminal, attempt, epoch, ttl, reply, follow_ups FROM {results} "
             "WHERE id {in_names} AND expires > {now}",
             names=self.listed(ids),
         )
         return [
-            Record(task_id, state, payload, bool(terminal), *rest) for task_id, state, payload, terminal, *rest in rows
+            Record(task_id, state, payload, bool(terminal), *rest)
+            for task_id, state, payload, terminal, *rest in answer.rows
         ]
 
     def forget(self, connection: Connection, ids: Sequence[str]) -> None:
@@ -437,35 +433,35 @@ class Strategy:
             "AND (expires IS NULL OR expires > {now})",
             names=self.listed(names),
         )
-        return {row.name: row.value for row in rows}
+        return dict(rows.rows)
 
     def lock_entries(self, connection: Connection, names: Sequence[str]) -> tuple[dict[str, bytes], float]:
         """Keep everybody else from these entries until the transaction's end; return them and the server's time.
 
         ``names`` are distinct and sorted. What is absent is locked too: as a row that has expired.
         """
-        rows = self._lock_entries(connection, names)
+        rows = self._lock_entries(connection, names).rows
         now = rows[0][2]
         return {n: value for n, value, _, end in rows if value is not None and (end is None or end > now)}, now
 
-    def _lock_entries(self, connection: Connection, names: Sequence[str]) -> Any:
+    def _lock_entries(self, connection: Connection, names: Sequence[str]) -> Answer:
         """Return (name, value, now, expires) of every name."""
         raise NotImplementedError
 
     def write_entries(self, connection: Connection, entries: Sequence[EntryChange]) -> None:
         """Change locked entries."""
-        statement = self.sql(
+        self.do_many(
+            connection,
             "UPDATE {entries} SET value = :value, "
-            "expires = CASE :mode WHEN 0 THEN expires WHEN 1 THEN NULL ELSE {now} + :ttl END WHERE name = :name"
+            "expires = CASE :mode WHEN 0 THEN expires WHEN 1 THEN NULL ELSE {now} + :ttl END WHERE name = :name",
+            (entry._asdict() for entry in entries),
         )
-        extra = {"now": self.database.clock.now()} if statement.needs_now else {}
-        connection.execute(statement.clause, [{**entry._asdict(), **extra} for entry in entries])
 
     def put_times(self, connection: Connection, index: str, entries: Mapping[str, float]) -> None:
         """Set members' due times."""
         rows = [{"name": index, "member": member, "due": float(due)} for member, due in sorted(entries.items())]
         with transaction(connection):
-            connection.execute(self.sql(self._put_time).clause, rows)
+            self.do_many(connection, self._put_time, rows)
 
     _put_time = (
         "INSERT INTO {times} (name, member, due) VALUES (:name, :member, :due) "
@@ -481,7 +477,7 @@ class Strategy:
             at=now,
             limit=limit,
         )
-        return [(row.member, row.due) for row in rows]
+        return [(member, due) for member, due in rows.rows]
 
     def remove_times(self, connection: Connection, index: str, members: Sequence[str]) -> list[str]:
         """Remove members; return those that were there."""
@@ -491,7 +487,7 @@ class Strategy:
             name=index,
             names=self.listed(members),
         )
-        return list(result.scalars())
+        return result.column()
 
     # ------------------------------------------------------------------------------------------------------ errors
 
@@ -502,6 +498,7 @@ class Strategy:
         )
 
 
+_PARAMETER = re.compile(r":([a-z]\w*)")
 _EXISTS = "EXISTS (SELECT 1 FROM {messages} WHERE state = 0 AND queue = ?)"
 _PROBE = (
     "SELECT (SELECT count(*) FROM {consumers} WHERE id = :me) AS alive, "
