@@ -269,8 +269,8 @@ class SqlConsumer:
                 self._look_again.pop(0)
             if self._look_again:
                 left = min(left, max(0.001, self._look_again[0] - monotonic()))
+            # What is heard needs no reading: the claim that comes next takes it off the socket, upkeep off the driver.
             self._bell.wait(left, self._ears.fileno())
-            self._ears.heard()
         else:
             self._bell.wait(min(left, self._interval))
             self._interval = min(self._options.poll_max, self._interval * 1.5)
