@@ -222,3 +222,58 @@ def test_runs_whose_message_never_comes_back_are_forgotten(
         worker.engine.collect([Finished(job.key, Outcome(DONE, "SUCCESS"), 0.0) for job in jobs])
         assert len(worker.admission.orphans) == 2
         assert len(worker.finished_orphans) == 2
+
+
+def test_jobs_on_their_way_to_the_pool_are_not_handed_back_too(rig: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Intake and keeper move jobs at the same time: each job is run here or given back, not both and not neither."""
+    app = rig.app()
+    ran: list[int] = []
+    app.task(name="work")(ran.append)
+    with rig.work(app, "threads", concurrency=2) as worker:
+        submit, threads = worker.pool.submit, []
+
+        def hand_back() -> None:
+            worker.engine.give_back(worker.engine.unstarted())
+            worker.engine.settle_soon()
+
+        def while_the_keeper_hands_back(jobs: Any) -> int:
+            thread = threading.Thread(target=hand_back)
+            threads.append(thread)
+            thread.start()
+            thread.join(0.02)
+            return int(submit(jobs))
+
+        monkeypatch.setattr(worker.pool, "submit", while_the_keeper_hands_back)
+        app.send_many([app.tasks["work"].s(i) for i in range(40)])
+        rig.wait_empty(app)
+        for thread in threads:
+            thread.join(10)
+        monkeypatch.undo()
+        rig.wait_empty(app)
+    assert sorted(ran) == list(range(40))
+
+
+def test_autoscaling_does_not_hold_up_the_leases(rig: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A broker may take its time to count messages."""
+    app = rig.app(lease=0.3)
+    app.task(name="work")(lambda: 1)
+    entered, go_on = threading.Event(), threading.Event()
+
+    def slow(queues: Any) -> Any:
+        entered.set()
+        assert go_on.wait(20)
+        return {}
+
+    component = type(app).component
+    idle = type("Idle", (), {"decide": lambda self, sample, state: (sample.slots, state)})()
+    monkeypatch.setattr(type(app), "component", lambda s, k, n: idle if k == "autoscaler" else component(s, k, n))
+    with rig.work(app, "threads", concurrency=None, autoscale=(1, 2)) as worker:
+        extended = []
+        extend = worker.consumer.extend
+        monkeypatch.setattr(worker.consumer, "extend", lambda receipts=None: (extended.append(1), extend(receipts))[1])
+        monkeypatch.setattr(app.transport, "stats", slow)
+        assert entered.wait(20)
+        seen = len(extended)
+        rig.eventually(lambda: len(extended) >= seen + 3)
+        go_on.set()
+        monkeypatch.undo()

@@ -305,6 +305,8 @@ class PoolEngine(Engine):
         self._done: queue.SimpleQueue[Sequence[Finished] | None] = queue.SimpleQueue()
         self._space = threading.Event()
         self._suspect: int | None = None
+        self._moving = threading.Lock()
+        """Held while jobs go to the pool or are taken back: intake and keeper must not move the same ones."""
         self._thread = threading.Thread(target=self._finish, name="taskq-finisher", daemon=True)
 
     # ---------------------------------------------------------------------------------------- the pool's sink
@@ -361,13 +363,14 @@ class PoolEngine(Engine):
 
     def _submit(self) -> None:
         local = self.local
-        while local:
-            jobs = list(local)
-            count = self.pool.submit(jobs)
-            for _ in range(count):
-                local.popleft()
-            if count < len(jobs):
-                break
+        with self._moving:
+            while local:
+                jobs = list(local)
+                count = self.pool.submit(jobs)
+                for _ in range(count):
+                    local.popleft()
+                if count < len(jobs):
+                    break
         while self.careful and self.pool.free() > 0 and not local:
             if not self._start_careful(self.careful):
                 return
@@ -391,8 +394,9 @@ class PoolEngine(Engine):
             return True
         if source is self.suspects:
             self._suspect = job.key
-        if self.pool.submit((job,)) == 0:
-            self.local.appendleft(job)
+        with self._moving:
+            if self.pool.submit((job,)) == 0:
+                self.local.appendleft(job)
         return True
 
     # --------------------------------------------------------------------------------------------- finishing
@@ -449,24 +453,26 @@ class PoolEngine(Engine):
                 return
 
     def drop_unstarted(self, job: Job) -> bool:
-        for waiting in (self.local, self.careful, self.suspects):
-            try:
-                waiting.remove(job)
-                return True
-            except (ValueError, RuntimeError, IndexError):
-                continue
-        return job.key in self.pool.cancel([job.key])
+        with self._moving:
+            for waiting in (self.local, self.careful, self.suspects):
+                try:
+                    waiting.remove(job)
+                    return True
+                except (ValueError, RuntimeError, IndexError):
+                    continue
+            return job.key in self.pool.cancel([job.key])
 
     def unstarted(self) -> list[Job]:
         """Take every job that has not started: the pool's own queue, then what waits here."""
-        keys = self.pool.take_back(1 << 30)
-        taken = [job for key in reversed(keys) if (job := self.held.get(key)) is not None]
-        for waiting in (self.local, self.careful, self.suspects):
-            try:
-                while True:
-                    taken.append(waiting.popleft())
-            except IndexError:
-                continue
+        with self._moving:
+            keys = self.pool.take_back(1 << 30)
+            taken = [job for key in reversed(keys) if (job := self.held.get(key)) is not None]
+            for waiting in (self.local, self.careful, self.suspects):
+                try:
+                    while True:
+                        taken.append(waiting.popleft())
+                except IndexError:
+                    continue
         return taken
 
     def end(self) -> None:

@@ -47,6 +47,8 @@ class Keeper:
         self._threads = [threading.Thread(target=self._run, name="taskq-keeper", daemon=True)]
         if worker.settings.maintenance:
             self._threads.append(threading.Thread(target=self._maintain, name="taskq-maintenance", daemon=True))
+        if worker.autoscale is not None:  # it asks the broker for counts, which leases must not wait for
+            self._threads.append(threading.Thread(target=self._scale, name="taskq-autoscale", daemon=True))
 
     def start(self) -> None:
         """Start the threads."""
@@ -69,9 +71,15 @@ class Keeper:
                     next_beat = now + self._interval
                     self._renew(now)
                 self._hand_back_waiting()
-                self._worker.tick(now)
             except Exception:
                 logger.exception("the lease keeper met an unexpected error; it goes on")
+
+    def _scale(self) -> None:
+        while not self._stop.wait(_TICK):
+            try:
+                self._worker.tick(time.monotonic())
+            except Exception:
+                logger.exception("autoscaling met an unexpected error; it goes on")
 
     # ---------------------------------------------------------------------------------------------------- leases
 

@@ -324,7 +324,7 @@ class Worker:
         self._stop_event.wait(seconds)
 
     def tick(self, now: float) -> None:
-        """Do what the keeper's rhythm serves: autoscaling, and the end of the grace of an inline task."""
+        """Look whether the pool should grow or shrink."""
         if self.autoscale is not None:
             self.autoscale.tick(now)
 
