@@ -129,4 +129,5 @@ def test_every_plugin_has_the_same_files(folder: Path) -> None:
     assert {p.name for p in source.glob("*.py") if re.search(r"= option\(", p.read_text("utf-8"))} <= {"options.py"}
     tests = {p.name for p in folder.glob("tests/*")}
     assert "test_conformance.py" in tests
-    assert tests & {f"test_{name.replace('-', '_')}.py", f"test_{folder.name.replace('-', '_')}.py"}
+    own = name.replace("-", "_")
+    assert tests & {f"test_{own}.py", f"test_{kind}_{own}.py", f"test_{own}_{kind}.py"}
