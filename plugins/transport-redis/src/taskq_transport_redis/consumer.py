@@ -148,15 +148,15 @@ class RedisConsumer:
             except _LeaseLost:
                 self._expired(self.id)
                 continue
-            self._return_unwanted()
+            wanted = {self._names[n] for n in self._subscribed}
+            self._return([d for d in self._buffer if d.queue not in wanted])
 
-    def _return_unwanted(self) -> None:
-        """Hand back what was read ahead of a queue that is no longer subscribed."""
-        wanted = {self._names[n] for n in self._subscribed}
-        unwanted = [d for d in self._buffer if d.queue not in wanted]
-        if unwanted:
-            self._buffer = deque(d for d in self._buffer if d.queue in wanted)
-            self._end([Settlement(d.receipt, RELEASE) for d in unwanted], ())
+    def _return(self, deliveries: Sequence[Delivery]) -> None:
+        """Hand back what was read ahead: its queue is no longer subscribed, or the credit has been lowered."""
+        if deliveries:
+            self._end([Settlement(d.receipt, RELEASE) for d in deliveries], ())
+            returned = {d.receipt for d in deliveries}
+            self._buffer = deque(d for d in self._buffer if d.receipt not in returned)
 
     @property
     def _lease_ms(self) -> int:
@@ -218,6 +218,10 @@ class RedisConsumer:
                 continue
             if self._buffer:
                 buffer = self._buffer
+                excess = len(self._held) + self._leaving - self._credit
+                if excess > 0:
+                    self._return(list(buffer)[-excess:])
+                    continue
                 return [buffer.popleft() for _ in range(min(limit, len(buffer)))]
             room = self._room(limit)
             if room <= 0 or not self._subscribed:
