@@ -143,3 +143,16 @@ def backend(request: pytest.FixtureRequest) -> str:
 @pytest.fixture(params=["solo", "threads"])
 def pool(request: pytest.FixtureRequest) -> str:
     return str(request.param)
+
+
+FAST = {("memory", "solo"), ("memory", "threads"), ("split", "threads"), ("sqlite", "solo")}
+"""Every backend and every pool at least once; the other pairs are for `make test`."""
+
+
+@pytest.hookimpl(tryfirst=True)  # before pytest's own -m looks at the marks
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        params = getattr(getattr(item, "callspec", None), "params", {})
+        pair = params.get("backend"), params.get("pool")
+        if None not in pair and pair not in FAST and item.path.parent == Path(__file__).parent:
+            item.add_marker(pytest.mark.slow)
