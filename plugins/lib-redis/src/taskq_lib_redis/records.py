@@ -7,6 +7,7 @@ MessagePack. Ranks compare as strings, so a script decides without decoding.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any, Protocol, runtime_checkable
 
 import msgspec
@@ -16,6 +17,7 @@ from taskq.message import Record
 RANK = 17
 PUT_LUA = """
 local function put(key, value, ttl)
+  if redis.call('SET', key, value, 'PX', ttl, 'NX') then return true end
   local old = redis.pcall('GETRANGE', key, 0, 16)
   if type(old) == 'string' and old ~= '' then
     local new = string.sub(value, 1, 17)
@@ -41,7 +43,12 @@ def encode_record(record: Record) -> bytes:
         record.id, record.state, record.payload, record.terminal, record.attempt, record.epoch, record.ttl,
         record.reply, record.follow_ups,
     ))  # fmt: skip
-    return b"%08x%08x%d%b" % (record.epoch, record.attempt, record.terminal, body)
+    return _rank(record.epoch, record.attempt, record.terminal) + body
+
+
+@lru_cache(1000)
+def _rank(epoch: int, attempt: int, terminal: bool) -> bytes:
+    return b"%08x%08x%d" % (epoch, attempt, terminal)
 
 
 def decode_record(value: bytes) -> Record:

@@ -142,11 +142,10 @@ class RedisStore(RedisCoordination):
     def check_records(self, records: Sequence[Record]) -> None:
         """Refuse what is too large before anything is sent. Raises: ResultTooLarge."""
         for record in records:
-            size = len(record.payload) + len(record.follow_ups or b"")
-            if size > MAX_RECORD_BYTES:
+            if len(record.payload) + (len(record.follow_ups) if record.follow_ups else 0) > MAX_RECORD_BYTES:
                 raise ResultTooLarge(
-                    f"the record of task [{record.id}] takes {size} bytes, Redis keeps at most {MAX_RECORD_BYTES} in "
-                    "one key; store large results elsewhere and return their address"
+                    f"the record of task [{record.id}] takes {len(record.payload)} bytes, Redis keeps at most "
+                    f"{MAX_RECORD_BYTES} in one key; store large results elsewhere and return their address"
                 )
 
     def put(self, records: Sequence[Record]) -> Sequence[str]:

@@ -594,17 +594,15 @@ def _without(
 
 def _portions(commits: Sequence[Commit]) -> list[Sequence[Commit]]:
     """Split a batch so that no command to the server is out of all proportion."""
-    portions: list[Sequence[Commit]] = []
-    start = size = 0
-    for i, commit in enumerate(commits):
-        own = sum(len(o.payload) for o in commit.follow_ups) + (len(commit.record.payload) if commit.record else 0)
-        if i > start and (size + own > _SETTLE_BYTES or i - start >= _MOST_AT_ONCE):
-            portions.append(commits[start:i])
-            start, size = i, 0
-        size += own
-    if start < len(commits):
-        portions.append(commits[start:])
-    return portions
+    count = len(commits)
+    sizes = [0 if c.record is None else len(c.record.payload) for c in commits]
+    for i, c in enumerate(commits):
+        if c.follow_ups:
+            sizes[i] += sum(len(o.payload) for o in c.follow_ups)
+    if count <= 1 or (count <= _MOST_AT_ONCE and sum(sizes) <= _SETTLE_BYTES):
+        return [commits] if count else []
+    half = count // 2
+    return _portions(commits[:half]) + _portions(commits[half:])
 
 
 class RedisCommitter:
