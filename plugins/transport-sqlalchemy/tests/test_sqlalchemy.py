@@ -220,6 +220,28 @@ def test_a_claim_whose_answer_was_lost_is_undone(url: str, open_transport: Open)
     assert not consumer.settle([Settlement(d.receipt) for d in back])
 
 
+def test_what_was_claimed_before_an_interruption_comes_with_the_next_fetch(url: str, open_transport: Open) -> None:
+    """The second look of one fetch fails, or a signal handler raises: what the first one brought is not forgotten."""
+    transport = open_transport(url)
+    consumer = consumer_of(transport, "one", "two")
+    transport.send([message(f"{i}", queue="one") for i in range(9)])
+    strategy = transport.strategy
+    claim = strategy.claim
+    calls = 0
+
+    def interrupted(*arguments: Any, **more: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        if calls == 2:
+            raise KeyboardInterrupt
+        return claim(*arguments, **more)
+
+    strategy.claim = interrupted  # type: ignore[method-assign]
+    with pytest.raises(KeyboardInterrupt):
+        consumer.fetch(10, 1.0)
+    assert [d.payload for d in fetched(consumer, 9)] == [b"%d" % i for i in range(9)]
+
+
 def test_a_settlement_whose_answer_was_lost_may_be_repeated(url: str, open_transport: Open) -> None:
     transport = open_transport(url)
     consumer = consumer_of(transport)

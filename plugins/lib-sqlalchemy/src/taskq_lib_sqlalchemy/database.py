@@ -54,6 +54,7 @@ class Database:
             raise UrlError(f"a file has no fail-over servers: {len(self.servers)} URLs were given, give one")
         self.where = "; ".join(server.text for server in self.servers)
         self.current = self.servers[0]
+        self.closed = False
         self.inherited = False
         """Whether a parent process made this."""
         self._lock = threading.Lock()
@@ -75,6 +76,8 @@ class Database:
         engine = self._engine
         if engine is not None:
             return engine
+        if self.closed:
+            raise self.errors.closed(f"{self.where} has been closed here")
         if self.inherited:
             raise self.errors.closed(
                 f"{self.where} was opened by the parent process, whose connections its child {os.getpid()} must not "
@@ -216,7 +219,8 @@ class Database:
         return link
 
     def close(self) -> None:
-        """Close every connection."""
+        """Close every connection; ``closed`` must be unset before it can be used again."""
+        self.closed = True
         for link in list(self._links):
             link.close()
         engine, self._engine = self._engine, None

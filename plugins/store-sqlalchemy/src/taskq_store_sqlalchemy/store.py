@@ -65,6 +65,7 @@ class SqlStore:
         with self._lock:
             if self._strategy is not None and not self._closed:
                 return
+            self.database.closed = False
             self.instance = schema.ensure(self.database, schema.RESULTS)
             strategy = strategy_for(self.database)
 

@@ -33,7 +33,7 @@ _SETTLE_LIMIT = 1000
 _COMMIT_BYTES = 16_000_000
 _LOOK_AGAIN = (0.015, 0.1)
 """When to look again after telling senders to notify: one that began before may not have heard it. Seconds."""
-_UPKEEP_LONGEST = 1.0
+_UPKEEP_SHORTEST, _UPKEEP_LONGEST = 0.003, 1.0
 _ORPHANS_EVERY = 60.0
 _BUSY_CLAIMS = 3
 """So many full claims in a row, and this consumer does not want to be notified any more."""
@@ -66,6 +66,7 @@ class SqlConsumer:
         self._credit = _UNLIMITED
         self._max_bytes = _UNLIMITED
         self._lost: dict[Receipt, Lost] = {}
+        self._accepted: list[Delivery] = []
         self._starved = False
 
         self._unsure: set[int] = set()  # receipts whose settlement broke off; the settling thread's
@@ -147,8 +148,9 @@ class SqlConsumer:
         deadline = monotonic() + wait
         try:
             while True:
-                deliveries = self._look(limit)
-                lost = self._take_lost()
+                if not self._accepted:
+                    self._look(limit)
+                deliveries, lost = self._hand_out()
                 if deliveries or lost or self._woken:
                     return Fetched(deliveries, lost)
                 left = deadline - monotonic()
@@ -158,13 +160,20 @@ class SqlConsumer:
         finally:
             self._woken = False
 
-    def _look(self, limit: int) -> list[Delivery]:
-        """Take what is there, without waiting."""
+    def _hand_out(self) -> tuple[list[Delivery], list[Lost]]:
+        with self._lock:
+            deliveries = [delivery for delivery in self._accepted if delivery.receipt in self._held]
+            lost = list(self._lost.values())
+            self._accepted.clear()
+            self._lost.clear()
+        return deliveries, lost
+
+    def _look(self, limit: int) -> None:
+        """Take what is there, without waiting, into ``_accepted``: there it is safe if what follows is interrupted."""
         if monotonic() >= self._upkeep_at:
             self._upkeep()
         if not self.queues:
-            return []
-        deliveries: list[Delivery] = []
+            return
         plan = self._shares.plan(min(limit, _CLAIM_LIMIT))
         for _ in range(2):  # the second time for what other queues have left of their shares
             with self._lock:
@@ -174,25 +183,24 @@ class SqlConsumer:
                 lone = not self._held
                 self._starved = room <= 0 or (budget <= 0 and not lone)
                 if self._starved:
-                    return deliveries
+                    return
             if me is None:
                 me = self._register()
             if (self._strategy.looks_first or (self._strategy.probes and not self._hot)) and not self._anything(me):
-                return deliveries
+                return
             claim = self._claim(me, plan, room, budget, lone=lone)
             if not claim.alive:
                 self._forfeit(me)
                 self._hot = True
                 continue
-            deliveries += self._accept(me, claim, budget)
+            self._accept(me, claim, budget)
             limit -= len(claim.rows)
             counts = Counter(row.queue for row in claim.rows)
             self._shares.took(counts)
             plan = [(queue, limit) for queue, quota in plan if counts[queue] >= quota]
             if limit <= 0 or claim.blocked or not plan:
                 break
-        self._account(limit <= 0, bool(deliveries))
-        return deliveries
+        self._account(limit <= 0, bool(self._accepted))
 
     def _claim(self, me: int, plan: Sequence[tuple[str, int]], room: int, budget: int, *, lone: bool) -> Claim:
         try:
@@ -206,24 +214,22 @@ class SqlConsumer:
             self._upkeep_at = 0.0
             raise
         if claim.due_in is not None:
-            self._upkeep_at = min(self._upkeep_at, monotonic() + claim.due_in)
+            self._upkeep_at = min(self._upkeep_at, monotonic() + max(_UPKEEP_SHORTEST, claim.due_in))
         return claim
 
-    def _accept(self, me: int, claim: Claim, budget: int) -> list[Delivery]:
-        deliveries = []
+    def _accept(self, me: int, claim: Claim, budget: int) -> None:
         with self._lock:
             if self._me != me:  # the settling thread has just learnt that the lease is gone
-                return []
+                return
             for row in claim.rows:
                 receipt = next(self._receipts)
                 self._held[receipt] = _Held(row.id, row.size)
                 self._held_bytes += row.size
-                deliveries.append(Delivery(row.payload, receipt, row.queue, row.deliveries, row.group))
+                self._accepted.append(Delivery(row.payload, receipt, row.queue, row.deliveries, row.group))
             if claim.blocked:
                 self._starved = True
                 if self._max_bytes - self._held_bytes > budget - sum(row.size for row in claim.rows):
                     self._bell.ring()  # settled meanwhile: look again
-        return deliveries
 
     def _account(self, full: bool, some: bool) -> None:
         self._hot = some
@@ -245,7 +251,7 @@ class SqlConsumer:
             lambda connection: self._strategy.probe(connection, me, self._shares.names), "looking for messages"
         )
         if probe.due_in is not None:
-            self._upkeep_at = min(self._upkeep_at, monotonic() + probe.due_in)
+            self._upkeep_at = min(self._upkeep_at, monotonic() + max(_UPKEEP_SHORTEST, probe.due_in))
         if probe.due_in is not None and probe.due_in <= 0:
             self._upkeep()
             return True
@@ -314,7 +320,7 @@ class SqlConsumer:
                 strategy.adopt_orphans(connection)
             for wait in (probe.due_in, probe.expiry_in):
                 if wait is not None:
-                    self._upkeep_at = min(self._upkeep_at, max(monotonic() + 0.005, now + wait))
+                    self._upkeep_at = min(self._upkeep_at, max(monotonic() + _UPKEEP_SHORTEST, now + wait))
             return True
 
         if self._intake.run(work, "keeping house"):

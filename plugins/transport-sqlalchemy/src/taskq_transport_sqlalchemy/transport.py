@@ -66,6 +66,7 @@ class SqlTransport:
         with self._lock:
             if self._strategy is not None and not self._closed:
                 return
+            self.database.closed = False
             self.instance = schema.ensure(self.database, schema.MESSAGES)
             strategy = strategy_for(self.database)
 
