@@ -227,7 +227,6 @@ class Worker:
         unfinished: Sequence[int] = ()
         if isinstance(self.engine, PoolEngine):
             self._quietly(self.settler.pump)
-            self._deadline = deadline
             unfinished = self._stop_pool(deadline)
             self.gave_up = True
             self.engine.end()
