@@ -13,7 +13,7 @@ import redis
 
 from taskq.errors import NotSupported, OutcomeUnknown, StoreError, StoreUnavailable
 from taskq.message import Record
-from taskq.spi import Op, OpKind, StoreConfig, parse_urls
+from taskq.spi import Durable, Op, OpKind, StoreConfig, parse_urls
 from taskq.testing import TcpProxy
 from taskq_store_redis.options import RedisStoreOptions
 from taskq_store_redis.store import RedisStore
@@ -135,6 +135,16 @@ def test_results_survive_the_servers_death(program: str) -> None:
         waiting.start()
         assert [r.id for r in persistently(lambda: store.wait(["b"], 5.0))] == ["b"]
         waiting.join()
+
+
+def test_a_server_that_evicts_results_says_so(program: str) -> None:
+    with OwnServer(program, "--maxmemory", "100mb", "--maxmemory-policy", "volatile-lru") as server:
+        with opened(server.url()) as store:
+            assert store.capabilities.keeps is Durable.EVICTABLE
+        with server.client() as client:
+            client.config_set("maxmemory-policy", "noeviction")
+        with opened(server.url()) as store:
+            assert store.capabilities.keeps is Durable.DURABLE
 
 
 def test_full_memory_is_an_error_to_repeat_after(program: str) -> None:

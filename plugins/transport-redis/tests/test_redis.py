@@ -24,7 +24,7 @@ from taskq.errors import (
     TransportError,
 )
 from taskq.message import ACK, RELEASE, Delivery, Outbound, QueueSpec, Settlement, Subscription
-from taskq.spi import Durability, TransportConfig, parse_urls
+from taskq.spi import Duplicates, Durability, TransportConfig, parse_urls
 from taskq.testing import TcpProxy
 from taskq_lib_redis.connection import RedisLink
 from taskq_transport_redis import scripts
@@ -313,6 +313,18 @@ def test_durability_is_what_the_server_does(program: str) -> None:
         assert transport.capabilities.durability is Durability.SERVER
 
 
+def test_a_server_that_evicts_queues_is_refused(program: str) -> None:
+    with OwnServer(program, "--maxmemory", "100mb", "--maxmemory-policy", "allkeys-lru") as server:
+        with pytest.raises(NotSupported, match="noeviction"), opened(server.url()):
+            pass
+        with server.client() as client:
+            client.config_set("maxmemory-policy", "volatile-lru")
+        with opened(server.url()) as transport:
+            assert transport.capabilities.duplicates is Duplicates.AFTER_LOST_LEASE
+        with opened(f"{server.url()};{server.url(database=1)}") as transport:
+            assert transport.capabilities.duplicates is Duplicates.POSSIBLE
+
+
 def test_a_waiting_fetch_survives_a_restart(program: str) -> None:
     with OwnServer(program) as server, opened(server.url()) as transport:
         consumer = consumer_of(transport)
@@ -397,7 +409,6 @@ def test_waiting_for_replicas(program: str) -> None:
         OwnServer(program) as replica,
         opened(master.url(), wait_replicas=1, timeout=0.4) as transport,
     ):
-        assert transport.capabilities.durability is Durability.REPLICATED
         (failure,) = transport.send(messages("alone"))
         assert failure.maybe_sent
         assert "0 of 1 replicas" in failure.reason

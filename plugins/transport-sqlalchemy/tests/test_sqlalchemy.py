@@ -94,6 +94,34 @@ def test_the_next_server_of_a_list_is_used(server: str, request: pytest.FixtureR
         open_transport(f"{scheme}://u@127.0.0.1:1/db;{scheme}://u@127.0.0.1:2/db", connect_timeout=1.0)
 
 
+def test_a_replica_of_a_list_is_passed_over(mariadb: str, open_transport: Open) -> None:
+    transport = open_transport(f"{mariadb};{mariadb}")
+    asked = iter([True, False])
+    transport.database._read_only = lambda connection: next(asked)  # type: ignore[method-assign]
+    transport.database.engine.dispose()
+    assert not transport.send([message()]), "the second of the list takes writes"
+    transport.database._read_only = lambda connection: True  # type: ignore[method-assign]
+    transport.database.engine.dispose()
+    with pytest.raises(ConnectionFailed, match="is read-only"):
+        transport.send([message()])
+
+
+def test_a_server_that_is_too_old_is_refused_before_anything_is_made(
+    url: str, engine: sa.Engine, open_transport: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from taskq_lib_sqlalchemy import mysql, postgresql, sqlite
+
+    for module, kind in ((mysql, "MySQL"), (postgresql, "PostgreSQL"), (sqlite, "SQLite")):
+
+        def refuse(self: Any, connection: Any) -> None:
+            raise self.too_old("ancient", "newer")
+
+        monkeypatch.setattr(getattr(module, kind), "check_server", refuse)
+    with pytest.raises(SchemaMismatch, match="is ancient; taskq needs at least newer"):
+        open_transport(url)
+    assert not sa.inspect(engine).get_table_names()
+
+
 def test_mariadb_has_a_scheme_of_its_own(mariadb: str, open_transport: Open) -> None:
     transport = open_transport(mariadb.replace("mysql:", "mariadb:"))
     assert not transport.send([message()])

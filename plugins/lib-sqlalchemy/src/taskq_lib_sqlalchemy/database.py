@@ -110,18 +110,24 @@ class Database:
         """Open a driver connection to the first server that takes it, the last good one before the others."""
         failed: list[TaskQError] = []
         for server in sorted(self.servers, key=lambda s: s is not self.current):
+            connection = None
             try:
                 connection = server.connector(engine.dialect)()
+                self._prepare(connection)
+                if len(self.servers) > 1 and self._read_only(connection):
+                    raise self.errors.make(Problem.READ_ONLY, f"{server.text} is read-only: a replica?")
+                self.current = server
+                return connection
+            except TaskQError as error:
+                failed.append(error)
             except self._driver_errors as error:
                 failed.append(self._connect_error(error, server))
-                continue
-            try:
-                self._prepare(connection)
             except BaseException:
-                connection.close()
+                if connection is not None:
+                    _quietly(connection.close)
                 raise
-            self.current = server
-            return connection
+            if connection is not None:
+                _quietly(connection.close)
         if len(failed) == 1:
             raise failed[0]
         raise self.errors.make(
@@ -169,6 +175,14 @@ class Database:
             cursor.execute("PRAGMA cache_size=-16000")
         cursor.close()
 
+    def _read_only(self, connection: Any) -> bool:
+        """Whether a server takes no writes. PostgreSQL's client has looked already (``target_session_attrs``)."""
+        if self.dialect != "mysql":
+            return False
+        cursor = connection.cursor()
+        cursor.execute("SELECT @@global.read_only")
+        return bool(int(cursor.fetchone()[0]))
+
     def tables(self, dialect: Dialect | None = None) -> Tables:
         """Return the tables, as this server's dialect wants them; exact once a connection has been made."""
         if self._tables is None:
@@ -199,6 +213,8 @@ class Database:
             time.sleep(random.uniform(0, 0.005 * 2**attempt))  # noqa: S311  spreads the contenders, guards nothing
             return
         translated = self.errors.translate(error, problem, what=what, where=self.current.text)
+        if problem is Problem.READ_ONLY and len(self.servers) > 1 and self._engine is not None:
+            self._engine.dispose()  # another server is the primary now; idle connections still know the old one
         if problem is Problem.LOST and commit_unknown(error):
             _mark(translated)
         raise translated from error

@@ -15,6 +15,7 @@ from taskq.spi import Durability, Outbound, Record
 from taskq_lib_sqlalchemy.database import Answer, Database, execute, execute_many, transaction
 from taskq_lib_sqlalchemy.errors import Problem
 from taskq_lib_sqlalchemy.records import RecordRow, waves
+from taskq_lib_sqlalchemy.schema import Component, ensure
 
 if TYPE_CHECKING:
     from sqlalchemy.engine import Connection
@@ -521,8 +522,20 @@ def message_row(out: Outbound) -> dict[str, Any]:
     }
 
 
-def strategy_for(database: Database) -> Strategy:
-    """Return the strategy for a database's dialect; one connection has been made before."""
+def open_tables(database: Database, component: Component) -> tuple[Strategy, int]:
+    """Connect, check the server, prepare a component's tables; return the statements and the tables' instance number.
+
+    Raises:
+        The errors of the database's family for a server that cannot be reached, is too old, or has other tables.
+    """
+    database.closed = False
+    database.run(lambda connection: None, "connecting")  # the dialect learns which server it is
+    strategy = _strategy_for(database)
+    database.run(strategy.check_server, "looking at the server")
+    return strategy, ensure(database, component)
+
+
+def _strategy_for(database: Database) -> Strategy:
     if database.dialect == "postgresql":
         from taskq_lib_sqlalchemy.postgresql import PostgreSQL
 

@@ -40,5 +40,5 @@ def capabilities(options: Any) -> StoreCapabilities:
         coordination=True,
         max_record_bytes=MAX_RECORD_BYTES,
         max_batch=1000,
-        notes=("Durable as far as the server is: set maxmemory-policy noeviction, or results may go early.",),
+        notes=("Durable under maxmemory-policy noeviction, else evictable: read when it is opened.",),
     )

@@ -14,11 +14,11 @@ import msgspec
 
 from taskq.errors import ResultTooLarge, StoreError, StoreUnavailable
 from taskq.message import Record
-from taskq.spi import StoreCapabilities, StoreConfig
+from taskq.spi import Durable, StoreCapabilities, StoreConfig
 from taskq_lib_redis.connection import Links, RedisLink, Script, ServerError, make_target, ready
 from taskq_lib_redis.records import PUT_LUA, decode_record, decode_values, push_arguments, record_arguments
 from taskq_store_redis.coordination import RedisCoordination
-from taskq_store_redis.errors import ERRORS, StoreClosed
+from taskq_store_redis.errors import ERRORS, StoreClosed, StoreRefused
 from taskq_store_redis.options import MAX_RECORD_BYTES, RedisStoreOptions, capabilities
 
 _PUT = Script(
@@ -85,7 +85,7 @@ class RedisStore(RedisCoordination):
                 return
             self._links.open()
             try:
-                self._links.run(lambda link: link.call(b"MGET", f"{self.prefix}r:"))
+                self._links.run(self._greet)
             except ServerError as error:
                 self._links.close()
                 raise StoreError(f"{self._target.name} cannot be a result store: {error}") from error
@@ -96,6 +96,17 @@ class RedisStore(RedisCoordination):
             self._pipe.setblocking(False)
             self._bell.setblocking(False)
             self._open = True
+
+    def _greet(self, link: RedisLink) -> None:
+        """Look whether we may read, and whether the server keeps what it has."""
+        link.call(b"MGET", f"{self.prefix}r:")
+        try:
+            flat = link.call(b"CONFIG", b"GET", b"maxmemory*")
+        except (ServerError, StoreRefused):
+            return  # the user may not ask
+        settings = {flat[i]: flat[i + 1] for i in range(0, len(flat), 2)}
+        if settings.get(b"maxmemory", b"0") != b"0" and settings.get(b"maxmemory-policy") != b"noeviction":
+            self._capabilities = msgspec.structs.replace(self._capabilities, keeps=Durable.EVICTABLE)
 
     def close(self, *, timeout: float = 5.0) -> None:
         if self._pid != os.getpid():

@@ -14,11 +14,11 @@ import msgspec
 from taskq.errors import OutcomeUnknown, ResultTooLarge, StoreError
 from taskq.message import Record
 from taskq.spi import Op, OpResult, StoreCapabilities, StoreConfig
-from taskq_lib_sqlalchemy import schema
 from taskq_lib_sqlalchemy.database import Database, commit_unknown, single_statement, transaction
 from taskq_lib_sqlalchemy.errors import STORE_ERRORS
 from taskq_lib_sqlalchemy.local import Neighbours, neighbours
-from taskq_lib_sqlalchemy.strategy import Strategy, strategy_for
+from taskq_lib_sqlalchemy.schema import RESULTS
+from taskq_lib_sqlalchemy.strategy import Strategy, open_tables
 from taskq_store_sqlalchemy import coordination
 from taskq_store_sqlalchemy.options import SqlStoreOptions, capabilities
 from taskq_store_sqlalchemy.waiting import ResultWait
@@ -65,15 +65,8 @@ class SqlStore:
         with self._lock:
             if self._strategy is not None and not self._closed:
                 return
-            self.database.closed = False
-            self.instance = schema.ensure(self.database, schema.RESULTS)
-            strategy = strategy_for(self.database)
-
-            def look(connection: Connection) -> int:
-                strategy.check_server(connection)
-                return strategy.max_payload(connection)
-
-            limit = self.database.run(look, "looking at the server")
+            strategy, self.instance = open_tables(self.database, RESULTS)
+            limit = self.database.run(strategy.max_payload, "looking at the server")
             self._capabilities = msgspec.structs.replace(self._before_open(), max_record_bytes=limit)
             self.neighbours = neighbours(self.instance)
             self._strategy = strategy

@@ -49,7 +49,7 @@ class RedisOptions:
 def capabilities(options: Any) -> Capabilities:
     """Return the widest promise; what survives the server's death depends on its own persistence settings."""
     return Capabilities(
-        durability=Durability.REPLICATED if getattr(options, "wait_replicas", 0) else Durability.DISK,
+        durability=Durability.DISK,
         cross_process=True,
         network=True,
         lease_scope=LeaseScope.CONSUMER,
@@ -73,10 +73,11 @@ def capabilities(options: Any) -> Capabilities:
         stats=True,
         purge=True,
         peek=True,
+        broadcast=True,
         fused_stores=("redis",),
         notes=(
             "Messages survive power loss with appendonly yes and appendfsync always, else the last may be lost.",
-            "A failover to a replica loses what was not replicated yet.",
-            "One server and its fail-over servers; Redis Cluster is not supported yet.",
+            "With wait_replicas a failover loses nothing that counts as sent; it may lose acknowledgements.",
+            "One server, its fail-over servers, or Sentinel; Redis Cluster is not supported yet.",
         ),
     )

@@ -22,9 +22,10 @@ from taskq.errors import (
     TransportError,
 )
 from taskq.message import Outbound, Peeked, QueueFacts, QueueSpec, QueueStats, SendFailure
-from taskq.spi import Capabilities, DeclareMode, Durability, TransportConfig
+from taskq.spi import Capabilities, DeclareMode, Duplicates, Durability, TransportConfig
 from taskq_lib_redis.connection import Errors, Links, RedisLink, Script, ServerError, make_target
 from taskq_transport_redis import scripts
+from taskq_transport_redis.broadcast import Listener
 from taskq_transport_redis.consumer import RedisConsumer
 from taskq_transport_redis.frames import check_size, delayed_member, frame, read_frame, read_member
 from taskq_transport_redis.options import RedisOptions, capabilities
@@ -62,6 +63,7 @@ class RedisTransport:
         self._pid = os.getpid()
         self._open = False
         self._consumers: set[RedisConsumer] = set()
+        self._listeners: dict[str, Listener] = {}
 
     @property
     def capabilities(self) -> Capabilities:
@@ -104,17 +106,31 @@ class RedisTransport:
             link.script(scripts.STATS, (f"{self.prefix}c",), (self.prefix, "taskq"))
         except ServerError as error:
             raise TransportError(f"{self.target.name} cannot be a broker: {error}") from error
-        durability = Durability.SERVER
-        try:
-            answer = link.call(b"CONFIG", b"GET", b"append*")
-            settings = {answer[i]: answer[i + 1] for i in range(0, len(answer), 2)}
-            if settings.get(b"appendonly") == b"yes" and settings.get(b"appendfsync") == b"always":
-                durability = Durability.DISK
-        except (ServerError, AuthenticationFailed):
-            pass  # the user may not ask; then no more is promised
-        if self.options.wait_replicas:
-            durability = Durability.REPLICATED
-        self._capabilities = msgspec.structs.replace(self._capabilities, durability=durability)
+        settings = self._settings(link)
+        always = settings.get("appendonly") == "yes" and settings.get("appendfsync") == "always"
+        policy = settings.get("maxmemory-policy", "")
+        if policy.startswith("allkeys") and settings.get("maxmemory", "0") != "0":
+            raise NotSupported(
+                f"{self.target.name} has maxmemory-policy {policy}: it would drop queues to make room; set it to "
+                "noeviction (or a volatile one, which may drop results early)"
+            )
+        fail_over = len(self.target.urls) > 1 or bool(self.target.service)
+        self._capabilities = msgspec.structs.replace(
+            self._capabilities,
+            durability=Durability.DISK if always else Durability.SERVER,
+            duplicates=Duplicates.POSSIBLE if fail_over else Duplicates.AFTER_LOST_LEASE,
+        )
+
+    def _settings(self, link: RedisLink) -> dict[str, str]:
+        """Return the server's settings that matter here; nothing where the user may not ask."""
+        found: dict[str, str] = {}
+        for pattern in (b"append*", b"maxmemory*"):
+            try:
+                flat = link.call(b"CONFIG", b"GET", pattern)
+            except (ServerError, AuthenticationFailed):
+                break
+            found.update((flat[i].decode(), flat[i + 1].decode()) for i in range(0, len(flat), 2))
+        return found
 
     def close(self, *, timeout: float = 5.0) -> None:
         self._open = False
@@ -123,6 +139,9 @@ class RedisTransport:
         end = time.monotonic() + timeout
         for consumer in list(self._consumers):
             consumer.close(max(0.1, (end - time.monotonic()) / 2))
+        for listener in self._listeners.values():
+            listener.close()
+        self._listeners.clear()
         self._links.close()
 
     def check_process(self) -> None:
@@ -329,6 +348,16 @@ class RedisTransport:
             cursor = str(position + first + n // 2)
             found.append(Peeked(cursor, payload, queue, priority=priority, delay=delay, deliveries=deliveries))
         return found
+
+    def broadcast(self, channel: str, payload: bytes) -> None:
+        self._call(b"PUBLISH", f"{self.prefix}x:{channel}", payload)
+
+    def listen(self, channel: str, wait: float) -> Sequence[bytes]:
+        self._check()
+        listener = self._listeners.get(channel)
+        if listener is None:
+            listener = self._listeners[channel] = Listener(self.target, f"{self.prefix}x:{channel}")
+        return listener.listen(wait)
 
     def maintain(self, budget_s: float) -> float:
         end = time.monotonic() + budget_s

@@ -13,11 +13,11 @@ import msgspec
 from taskq.errors import NotSupported, QueueMissing, TaskQError, TransportClosed
 from taskq.message import Outbound, Peeked, QueueFacts, QueueSpec, QueueStats, SendFailure
 from taskq.spi import Capabilities, DeclareMode, Durability, TransportConfig, WakeUp
-from taskq_lib_sqlalchemy import schema
 from taskq_lib_sqlalchemy.database import Database, commit_unknown, single_statement, transaction
 from taskq_lib_sqlalchemy.errors import TRANSPORT_ERRORS
 from taskq_lib_sqlalchemy.local import Neighbours, neighbours
-from taskq_lib_sqlalchemy.strategy import Strategy, strategy_for
+from taskq_lib_sqlalchemy.schema import MESSAGES
+from taskq_lib_sqlalchemy.strategy import Strategy, open_tables
 from taskq_transport_sqlalchemy import inspection, sending
 from taskq_transport_sqlalchemy.consumer import SqlConsumer
 from taskq_transport_sqlalchemy.options import SqlTransportOptions, capabilities
@@ -66,12 +66,9 @@ class SqlTransport:
         with self._lock:
             if self._strategy is not None and not self._closed:
                 return
-            self.database.closed = False
-            self.instance = schema.ensure(self.database, schema.MESSAGES)
-            strategy = strategy_for(self.database)
+            strategy, self.instance = open_tables(self.database, MESSAGES)
 
             def look(connection: Connection) -> tuple[Durability, str | None, int]:
-                strategy.check_server(connection)
                 return *strategy.durability(connection), strategy.max_payload(connection)
 
             durability, note, max_payload = self.database.run(look, "looking at the server")
