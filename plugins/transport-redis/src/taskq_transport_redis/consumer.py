@@ -9,25 +9,21 @@ came has spoilt its receipts: before the next one the server hands back what it 
 
 from __future__ import annotations
 
-import base64
 import logging
 import os
 import random
 import socket
-import threading
 import time
 from collections import deque
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-import msgspec
-
-from taskq.errors import AuthenticationFailed, ConnectionLost, TransportClosed, TransportError
-from taskq.message import RELEASE, Commit, Delivery, Fetched, Lost, Receipt, Settlement, Subscription
-from taskq_lib_redis.connection import RedisLink, Script, ServerError, ready
-from taskq_lib_redis.records import RedisResults, push_arguments, record_arguments
+from taskq.errors import AuthenticationFailed, ConnectionLost, TransportError
+from taskq.message import RELEASE, Delivery, Fetched, Settlement, Subscription
+from taskq_lib_redis.connection import RedisLink, ServerError, ready
+from taskq_lib_redis.records import RedisResults
 from taskq_transport_redis import scripts
-from taskq_transport_redis.frames import check_size, delayed_member, frame
+from taskq_transport_redis.settling import Holder, LeaseLost, Place, RedisCommitter
 
 if TYPE_CHECKING:
     from taskq.spi import Committer, ResultStore, SubscribeOrder
@@ -36,43 +32,22 @@ if TYPE_CHECKING:
 logger = logging.getLogger("taskq.transport.redis")
 _UNLIMITED = 1 << 50
 _MOST_AT_ONCE = 1000
-_SETTLE_CHUNK = 4000
-_SETTLE_BYTES = 8 << 20
 _WAKE_TTL_MS = 60_000
 _SHORT = 0.3
 _PATIENCE = 0.05
 """Seconds that a wake waits for the settling connection before it breaks the waiting one instead."""
-_GONE = "the lease ended and the message was given back"
-_NOT_HELD = "not held: it was settled before, or the lease ended"
-_pack = msgspec.msgpack.Encoder().encode
 
 
-class _LeaseLost(Exception):
-    """The server does not know this consumer any more."""
+class RedisConsumer(Holder):
+    """Takes messages and holds them under one lease, which ``extend`` keeps."""
 
-
-class RedisConsumer:
-    """Holds messages under one lease, which ``extend`` keeps."""
-
-    def __init__(self, transport: RedisTransport) -> None:
-        self._transport = transport
-        self._prefix = transport.prefix
-        self._claims = RedisLink(transport.target)
-        self._settles = RedisLink(transport.target)
-        self._settling = threading.Lock()
-        """Held for a round trip of the settling connection."""
-        self._state = threading.Lock()
-        """Guards what is held, the bytes, the losses and the name; never held over a call of the server."""
-        self.id = ""
-        self._held: dict[int, tuple[int, int]] = {}
-        """Receipt to queue number and size."""
-        self._leaving = 0
-        """How many are being settled: still held by the server, no longer here."""
-        self._bytes = 0
-        self._losses: list[Lost] = []
-        self._closed = False
-        # the rest is the intake thread's
-        self._names: list[str] = []
+    def __init__(self, transport: RedisTransport, place: Place | None = None) -> None:
+        target = transport.target
+        place = place or Place(transport.prefix, RedisLink(target), RedisLink(target))
+        super().__init__(transport, place)
+        self._claims = place.claims
+        self._claim_keys = self._keys if place.guard else ()
+        # the rest is the intake thread's, as are the names
         self._numbers: dict[str, int] = {}
         self._subscribed: list[int] = []
         self._weights: dict[int, int] = {}
@@ -89,7 +64,6 @@ class RedisConsumer:
         self._buffer: deque[Delivery] = deque()
         self._due: float | None = None
         self._blocked = False
-        self._starved = False
         self._woken = False
         self._complained: set[bytes] = set()
         self._pipe, self._bell = socket.socketpair()
@@ -124,17 +98,6 @@ class RedisConsumer:
             args += (number, queue, scores[number] if many and number in place else "")
         self._run(self._claims, scripts.SUBSCRIBE, args)
 
-    def _expired(self, name: str) -> None:
-        """Note that the lease of this name is lost, and with it all that is held."""
-        with self._state:
-            if self.id != name:
-                return
-            self.id = ""
-            self._losses += [Lost(receipt, _GONE) for receipt in self._held]
-            self._held.clear()
-            self._bytes = 0
-        self._poke()
-
     def _prepare(self) -> None:
         """Bring the server's view of this consumer up to date, before a claim."""
         while not self.id or not self._current:
@@ -145,7 +108,7 @@ class RedisConsumer:
                 continue
             try:
                 self._enter()
-            except _LeaseLost:
+            except LeaseLost:
                 self._expired(self.id)
                 continue
             wanted = {self._names[n] for n in self._subscribed}
@@ -157,21 +120,6 @@ class RedisConsumer:
             self._end([Settlement(d.receipt, RELEASE) for d in deliveries], ())
             returned = {d.receipt for d in deliveries}
             self._buffer = deque(d for d in self._buffer if d.receipt not in returned)
-
-    @property
-    def _lease_ms(self) -> int:
-        return max(1, round(self._transport.lease_s * 1000))
-
-    def _run(self, link: RedisLink, script: Script, args: Sequence[Any]) -> Any:
-        try:
-            return link.script(script, (f"{self._prefix}c",), args)
-        except ServerError as error:
-            raise self._problem(error) from error
-
-    def _problem(self, error: ServerError) -> Exception:
-        if error.code == "LOST":
-            return _LeaseLost()
-        return TransportError(f"{self._transport.target.name} refused a script: {error}")
 
     # --------------------------------------------------------------------------------------------------- intake
 
@@ -231,7 +179,7 @@ class RedisConsumer:
                 continue
             args = self._claim_arguments(name, room)
             try:
-                answer = self._claims.script(scripts.CLAIM, (), args)
+                answer = self._claims.script(scripts.CLAIM, self._claim_keys, args)
             except ServerError as error:
                 if error.code != "LOST":
                     self._spoil(first)
@@ -406,121 +354,6 @@ class RedisConsumer:
         self._claims.close()
         raise ConnectionLost(f"the wait on {self._transport.target.name} could not be ended in an orderly way")
 
-    # -------------------------------------------------------------------------------------------------- settling
-
-    def settle(self, settlements: Sequence[Settlement]) -> Sequence[Lost]:
-        self._check()
-        lost: list[Lost] = []
-        for start in range(0, len(settlements), _SETTLE_CHUNK):
-            lost += self._end(settlements[start : start + _SETTLE_CHUNK], ())
-        return lost + self._take_losses() if self._losses else lost
-
-    def commit(self, commits: Sequence[Commit]) -> list[Lost]:
-        """Settle with records and follow-ups."""
-        self._check()
-        lost: list[Lost] = []
-        for part in _portions(commits):
-            lost += self._end([c.settlement for c in part], part)
-        return lost + self._take_losses() if self._losses else lost
-
-    def _end(self, settlements: Sequence[Settlement], commits: Sequence[Commit]) -> list[Lost]:
-        ended: dict[int, tuple[int, int]] = {}
-        lost: list[Lost] = []
-        with self._state:
-            name = self.id
-            pop = self._held.pop
-            for s in settlements:
-                entry = pop(s.receipt, None)
-                if entry is None:
-                    lost.append(Lost(s.receipt, _NOT_HELD))
-                else:
-                    ended[s.receipt] = entry
-            self._leaving += len(ended)
-        if lost:
-            settlements, commits = _without(settlements, commits, ended)
-        if not ended:
-            return lost
-        try:
-            args = self._settle_arguments(settlements, commits, ended)
-            with self._settling:
-                self._run(self._settles, scripts.SETTLE, (name, self._prefix, *args))
-        except _LeaseLost:
-            self._left(ended, name)
-            self._expired(name)
-            return lost + [Lost(receipt, _GONE) for receipt in ended]
-        except BaseException:
-            # nothing is known, so all of it is held still, unless the lease was lost meanwhile
-            with self._state:
-                self._leaving -= len(ended)
-                if self.id == name:
-                    self._held.update(ended)
-                else:
-                    self._losses += [Lost(receipt, _GONE) for receipt in ended]
-            raise
-        self._left(ended, name)
-        return lost
-
-    def _left(self, ended: dict[int, tuple[int, int]], name: str) -> None:
-        with self._state:
-            self._leaving -= len(ended)
-            if self.id == name:
-                self._bytes -= sum(size for _, size in ended.values())
-        if self._starved:
-            self._poke()
-
-    def _settle_arguments(
-        self, settlements: Sequence[Settlement], commits: Sequence[Commit], ended: dict[int, tuple[int, int]]
-    ) -> list[Any]:
-        acks: dict[int, list[int]] = {}
-        back: list[Any] = []
-        for s in settlements:
-            receipt = s.receipt
-            queue = ended[receipt][0]
-            if s.kind != RELEASE:
-                if queue in acks:
-                    acks[queue].append(receipt)
-                else:
-                    acks[queue] = [receipt]
-            else:
-                delay = max(0, round(s.delay * 1000))
-                uid = base64.b64encode(os.urandom(6)).decode() if delay else ""
-                back += (queue, self._names[queue], receipt, int(s.counted), delay, uid)
-        flat = [value for pair in acks.items() for value in pair]
-        if not commits:
-            return [_pack(((), (), (), (), flat, back))]
-        follow: list[Any] = []
-        frames: list[bytes] = []
-        for c in commits:
-            for outbound in c.follow_ups:
-                check_size(outbound)
-                delay = max(0, round(outbound.delay * 1000))
-                receipt = c.settlement.receipt
-                follow += (outbound.queue, outbound.priority, delay, ended[receipt][0], receipt)
-                frames.append(delayed_member(outbound) if delay else frame(outbound))
-        records = [c.record for c in commits if c.record is not None]
-        keys, values, ttls = record_arguments(records, self._prefix)
-        channels, pushed = push_arguments(records, values)
-        return [_pack((keys, ttls, channels, follow, flat, back)), *values, *pushed, *frames]
-
-    def flush(self, timeout: float) -> Sequence[Lost]:
-        self._check()
-        return self._take_losses()
-
-    def extend(self, receipts: Sequence[Receipt] | None = None) -> Sequence[Lost]:
-        self._check()
-        name = self.id
-        if name:
-            with self._settling:
-                alive = self._run(self._settles, scripts.BEAT, (name, self._lease_ms))
-            if not alive:
-                self._expired(name)
-        return self._take_losses()
-
-    def _take_losses(self) -> list[Lost]:
-        with self._state:
-            losses, self._losses = self._losses, []
-        return losses
-
     def fuse(self, store: ResultStore) -> Committer | None:
         if isinstance(store, RedisResults) and store.results_place == self._transport.place:
             return RedisCommitter(self, store)
@@ -570,50 +403,5 @@ class RedisConsumer:
                 return
             except ConnectionLost:
                 continue
-            except (TransportError, AuthenticationFailed, _LeaseLost):
+            except (TransportError, AuthenticationFailed, LeaseLost):
                 return  # its lease gives back what it held
-
-    def _check(self) -> None:
-        self._transport.check_process()
-        if self._closed:
-            raise TransportClosed("this consumer is closed; make a new one with Transport.consumer()")
-
-
-def _without(
-    settlements: Sequence[Settlement], commits: Sequence[Commit], ended: dict[int, tuple[int, int]]
-) -> tuple[list[Settlement], list[Commit]]:
-    """Return only the first settlement, with its commit, of each receipt that was held."""
-    left = set(ended)
-    kept: list[int] = []
-    for i, s in enumerate(settlements):
-        if s.receipt in left:
-            left.discard(s.receipt)
-            kept.append(i)
-    return [settlements[i] for i in kept], [commits[i] for i in kept] if commits else []
-
-
-def _portions(commits: Sequence[Commit]) -> list[Sequence[Commit]]:
-    """Split a batch so that no command to the server is out of all proportion."""
-    count = len(commits)
-    sizes = [0 if c.record is None else len(c.record.payload) for c in commits]
-    for i, c in enumerate(commits):
-        if c.follow_ups:
-            sizes[i] += sum(len(o.payload) for o in c.follow_ups)
-    if count <= 1 or (count <= _MOST_AT_ONCE and sum(sizes) <= _SETTLE_BYTES):
-        return [commits] if count else []
-    half = count // 2
-    return _portions(commits[:half]) + _portions(commits[half:])
-
-
-class RedisCommitter:
-    """Stores outcomes, sends follow-ups and settles in one script."""
-
-    def __init__(self, consumer: RedisConsumer, store: RedisResults) -> None:
-        self._consumer = consumer
-        self._store = store
-
-    def commit(self, commits: Sequence[Commit]) -> Sequence[Lost]:
-        records = [c.record for c in commits if c.record is not None]
-        if records:
-            self._store.check_records(records)
-        return self._consumer.commit(commits)
