@@ -88,9 +88,9 @@ class TaskQ:
         """What the times of messages are compared with; a test may put a virtual one here before the first use."""
         self._code = code
         self._code_routes = routes if isinstance(routes, list | tuple) else [routes]
-        self._load_options: dict[str, Any] = {"isolated": isolated, "config_file": config}
+        self.load_options: dict[str, Any] = {"isolated": isolated, "config_file": config}
         self.cli_settings: dict[str, Any] = {}
-        self.config: LoadedConfig = load(code, **self._load_options)
+        self.config: LoadedConfig = load(code, **self.load_options)
         self._tasks: dict[str, Task[..., Any]] = {}
         self._own_middlewares: list[Middleware] = []
         self._lock = threading.RLock()
@@ -141,7 +141,7 @@ class TaskQ:
         self.cli_settings = {**self.cli_settings, **cli}
         changes: dict[str, Any] = {"cli": self.cli_settings}
         if config_file is not None:
-            self._load_options["config_file"] = changes["config_file"] = config_file
+            self.load_options["config_file"] = changes["config_file"] = config_file
         self._plugins = None
         self._merged = False
         self.config = self.config.reloaded(**changes)

@@ -176,6 +176,12 @@ class Components:
             self._reply = (store.reply_address() if store is not None else None) or ""
         return self._reply
 
+    def use(self, transport: Transport, store: ResultStore | None, *, store_label: str, reply_address: str) -> None:
+        """Take components that are open already, instead of those that the settings describe."""
+        with self._lock:
+            self._transport, self._store, self._store_known = transport, store, True
+            self.store_label, self._reply = store_label, reply_address
+
     @property
     def in_use(self) -> bool:
         """Whether a connection was opened."""

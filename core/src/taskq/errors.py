@@ -257,6 +257,14 @@ class SoftTimeLimitExceeded(TaskQError):
     """Raised inside a task whose soft time limit has passed; it may be caught to clean up."""
 
 
+class TimeLimitExceeded(TaskQError):
+    """A task ran beyond its hard time limit and was ended from outside, or cancelled where nothing can be ended."""
+
+
+class TaskCancelled(BaseException):
+    """Raised inside a running task that is revoked; it may be caught to clean up. Its caller sees TaskRevoked."""
+
+
 class TaskInterrupted(BaseException):
     """Raised inside a running task when its worker must stop now; the message goes back to the queue, uncounted."""
 

@@ -180,6 +180,9 @@ DONE: Final = 0
 DEAD: Final = 1
 RELEASED: Final = 2
 
+FINISHED: Final = Outcome(DONE, "SUCCESS")
+"""The outcome of a success whose result nobody keeps: one object for all, told by identity."""
+
 
 class QueueSpec(Struct, frozen=True, kw_only=True):
     """A queue to declare. ``ordered``: strict order per group (FIFO); ``options`` are the transport's own.

@@ -11,10 +11,11 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Coroutine
+from contextlib import suppress
 from contextvars import copy_context
 from typing import TYPE_CHECKING, Any
 
-from taskq import envelope
+from taskq import envelope, link
 from taskq.context import Request, request_var
 from taskq.envelope import GROUP, NOT_BEFORE, PARKED, PRIORITY, TRANSFORMS, Header
 from taskq.errors import (
@@ -24,15 +25,19 @@ from taskq.errors import (
     ResultTooLarge,
     Retry,
     SerializationError,
+    TaskCancelled,
     TaskFailure,
     TaskInterrupted,
+    TaskQError,
+    TaskRevoked,
 )
 from taskq.failure import ResultPayload, describe, encode_error, encode_payload, traceback_text
-from taskq.message import DEAD, DONE, Job, Outbound, Outcome
+from taskq.message import DEAD, DONE, FINISHED, Job, Outbound, Outcome
 from taskq.middleware import compose_run, compose_run_async
+from taskq.reference import AppReference
 from taskq.spi.pool import TaskLimits
 from taskq.states import DEAD as STATE_DEAD
-from taskq.states import FAILURE, RETRY, SUCCESS
+from taskq.states import FAILURE, RETRY, REVOKED, SUCCESS
 
 if TYPE_CHECKING:
     import asyncio
@@ -41,8 +46,6 @@ if TYPE_CHECKING:
     from taskq.task import Task
 
 logger = logging.getLogger("taskq.runtime")
-FINISHED = Outcome(DONE, SUCCESS)
-"""The outcome of a success whose result nobody keeps: one object for all, told by identity."""
 
 Execute = Callable[[Job], Outcome]
 
@@ -54,8 +57,10 @@ class TaskRuntime:
         self.app = app
         self.worker = worker
         self._execute: dict[str, Execute] = {}
+        self._chains: dict[str, Callable[[Request], Any]] = {}
         self._loop = threading.local()
         self._runners: list[asyncio.Runner] = []
+        self._coroutines: dict[int, _Coroutine] = {}
         self._started: list[Task[..., Any]] = []
         self._codec = app.codec
         self._result_serializer = self._codec.serializer(self._codec.settings.result_serializer)
@@ -63,15 +68,18 @@ class TaskRuntime:
         for name, task in app.tasks.items():
             self._execute[name] = self._compile(task)
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _restore, (AppReference.to(self.app), self.worker)
+
     def execute(self, job: Job) -> Outcome:
         """Run one job on this thread."""
         return self._execute[job.task](job)
 
     async def execute_async(self, job: Job) -> Outcome:
         """Run one job on the running loop; a ``def`` task goes to a thread."""
-        if not self.is_async(job.task):
-            import asyncio
+        import asyncio
 
+        if not self.is_async(job.task):
             return await asyncio.to_thread(self.execute, job)
         task = self.app.tasks[job.task]
         prepared = self._prepare(task, job)
@@ -80,12 +88,33 @@ class TaskRuntime:
         header, request = prepared
         request_var.set(request)
         try:
-            result = await self._async_chain(task)(request)
-            return self._success(task, header, result)
-        except TaskInterrupted:
+            result = await self._async_chains(task)(request)
+            return FINISHED if header.reply is None else self._success(task, header, result)
+        except (TaskInterrupted, asyncio.CancelledError):
             raise
         except BaseException as error:
-            return self._failed(task, job, request, error)
+            return self._failed(task, job, error)
+
+    def abort(self, job: Job, error: TaskQError) -> Outcome:
+        """Return the outcome of a job that its pool has ended because of ``error``, by the task's own rules."""
+        task = self.app.tasks[job.task]
+        if job.header is None:
+            job.header, job.body = envelope.decode(job.payload)
+        if isinstance(error, TaskRevoked):
+            return self._revoked(job, error)
+        return self._failed(task, job, error)
+
+    def interrupt(self, error: BaseException, thread: int | None = None) -> bool:
+        """End what runs on this thread (None; in a signal handler) or another by ``error``; see ``taskq.spi``."""
+        running = self._coroutines.get(threading.get_ident() if thread is None else thread)
+        if running is None:
+            if thread is None:
+                raise error
+            return False
+        if thread is None and running.is_current():
+            raise error  # the coroutine itself was interrupted, not the loop around it
+        running.cancel(error)
+        return True
 
     def is_async(self, task: str) -> bool:
         """Whether a task is ``async def``."""
@@ -102,8 +131,10 @@ class TaskRuntime:
         task.process_started()
         self._started.append(task)
 
-    def start(self) -> None:
-        """Set up the tasks' shared resources and run the start hooks of this process."""
+    def start(self, call: Callable[[bytes], bytes] | None = None) -> None:
+        """Set up the tasks' shared resources and run the start hooks of this process; ``call`` as in ``taskq.spi``."""
+        if call is not None:
+            link.connect(self.app, call)
         for task in self.app.tasks.values():
             task.process_started()
             self._started.append(task)
@@ -168,7 +199,7 @@ class TaskRuntime:
             except TaskInterrupted:
                 raise
             except BaseException as error:
-                return failed(task, job, request, error)
+                return failed(task, job, error)
 
         return execute
 
@@ -200,6 +231,12 @@ class TaskRuntime:
 
         return invoke
 
+    def _async_chains(self, task: Task[..., Any]) -> Callable[[Request], Any]:
+        chain = self._chains.get(task.name)
+        if chain is None:
+            chain = self._chains[task.name] = self._async_chain(task)
+        return chain
+
     def _async_chain(self, task: Task[..., Any]) -> Callable[[Request], Any]:
         call = task.call
 
@@ -216,7 +253,21 @@ class TaskRuntime:
         try:
             asyncio.get_running_loop()
         except RuntimeError:
-            return self._thread_loop().run(coroutine, context=context)
+            loop = self._thread_loop().get_loop()
+            running = _Coroutine(loop, loop.create_task(coroutine, context=context))
+            thread = threading.get_ident()
+            self._coroutines[thread] = running
+            try:
+                return loop.run_until_complete(running.task)
+            except asyncio.CancelledError:
+                if running.error is None:
+                    raise
+                raise running.error from None
+            except BaseException:
+                running.abandon()
+                raise
+            finally:
+                del self._coroutines[thread]
         # An eager call from a coroutine: its thread waits here, so the task gets a loop on another one.
         from concurrent.futures import ThreadPoolExecutor
 
@@ -274,13 +325,15 @@ class TaskRuntime:
         reason = f"the arguments of task {task.name} cannot be decoded: {error}"
         return Outcome(DEAD, STATE_DEAD, self._error_payload(job.header, DecodeError(reason), ""), (), reason, "")
 
-    def _failed(self, task: Task[..., Any], job: Job, request: Request, error: BaseException) -> Outcome:
+    def _failed(self, task: Task[..., Any], job: Job, error: BaseException) -> Outcome:
         """Turn what a task raised into an outcome: retry, dead letter or failure."""
         header: Header = job.header
         if isinstance(error, TypeError):
-            misfit = task.misfit(request.args, request.kwargs)
+            misfit = self._misfit(task, job)
             if misfit is not None:  # another try would see the same arguments
                 return self._failure(task, header, misfit)
+        if isinstance(error, TaskCancelled):
+            return self._revoked(job, TaskRevoked(f"task {task.name} [{header.id}] was cancelled while it ran"))
         retry = task.wants_retry(error, header)
         if retry is not None:
             return self._retry(task, job, retry)
@@ -293,6 +346,13 @@ class TaskRuntime:
                 DEAD, STATE_DEAD, self._error_payload(header, error, reason), (), reason, traceback_text(error)
             )
         return self._failure(task, header, error)
+
+    def _misfit(self, task: Task[..., Any], job: Job) -> Exception | None:
+        prepared = self._prepare(task, job)
+        return None if isinstance(prepared, Outcome) else task.misfit(prepared[1].args, prepared[1].kwargs)
+
+    def _revoked(self, job: Job, error: TaskRevoked) -> Outcome:
+        return Outcome(DONE, REVOKED, self._error_payload(job.header, error, ""), (), describe(error))
 
     def _retry(self, task: Task[..., Any], job: Job, retry: Retry) -> Outcome:
         header: Header = job.header
@@ -341,6 +401,41 @@ class TaskRuntime:
             return None
         codec = self.app.codec
         return encode_error(error, codec.serializer(codec.settings.result_serializer), text, self.worker)
+
+
+class _Coroutine:
+    """The ``async def`` task that a thread runs on its own event loop, for whoever must end it."""
+
+    __slots__ = ("error", "loop", "task")
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, task: asyncio.Task[Any]) -> None:
+        self.loop = loop
+        self.task = task
+        self.error: BaseException | None = None
+
+    def is_current(self) -> bool:
+        """Whether the task's own code, rather than the loop, is what this thread is in."""
+        import asyncio
+
+        return asyncio.current_task(self.loop) is self.task
+
+    def cancel(self, error: BaseException) -> None:
+        """Have the task cancelled; what let the cancellation through then raises ``error``."""
+        self.error = error
+        self.loop.call_soon_threadsafe(self.task.cancel)
+
+    def abandon(self) -> None:
+        """Give a task time to clean up that an exception out of the loop has left behind."""
+        import asyncio
+
+        if not self.task.done():
+            self.task.cancel()
+            with suppress(asyncio.CancelledError, Exception):
+                self.loop.run_until_complete(self.task)
+
+
+def _restore(reference: AppReference, worker: str) -> TaskRuntime:
+    return TaskRuntime(reference.find(), worker)
 
 
 async def _await(chain: Callable[[Request], Any], request: Request) -> Any:

@@ -349,7 +349,7 @@ def check_options(options: Mapping[str, Any]) -> None:
 def task_name(obj: Any) -> str:
     """Return ``module.qualname``, with ``__main__`` replaced by the name that a worker would import it under."""
     module = getattr(obj, "__module__", None) or "unknown"
-    if module == "__main__":
+    if module in ("__main__", "__mp_main__"):  # the second: in a child process of multiprocessing
         module = main_module_name()
     qualname = getattr(obj, "__qualname__", None) or getattr(obj, "__name__", None) or type(obj).__qualname__
     return f"{module}.{qualname}"
@@ -363,7 +363,7 @@ def main_module_name() -> str:
     import os
     import sys
 
-    main = sys.modules.get("__main__")
+    main = sys.modules.get("__mp_main__") or sys.modules.get("__main__")
     spec = getattr(main, "__spec__", None)
     if spec is not None and spec.name:
         return str(spec.name.removesuffix(".__main__"))

@@ -12,6 +12,7 @@ from taskq.message import (
     ACK,
     DEAD,
     DONE,
+    FINISHED,
     RELEASE,
     RELEASED,
     Commit,
@@ -50,7 +51,16 @@ from taskq.spi.capabilities import (
 from taskq.spi.clock import SYSTEM_CLOCK, Clock, SystemClock
 from taskq.spi.formats import Compressor, Serializer
 from taskq.spi.options import NoOptions, option
-from taskq.spi.pool import Finished, Pool, PoolSink, Runtime, SupportsInline, TaskLimits
+from taskq.spi.pool import (
+    Finished,
+    Pool,
+    PoolSink,
+    Running,
+    Runtime,
+    SupportsInline,
+    SupportsInspect,
+    TaskLimits,
+)
 from taskq.spi.scheduling import Autoscaler, Fire, LoadSample, Schedule, Scheduler
 from taskq.spi.specs import (
     AutoscalerSpec,
@@ -111,6 +121,7 @@ __all__ = [
     "COMPATIBLE_SPI",
     "DEAD",
     "DONE",
+    "FINISHED",
     "RELEASE",
     "RELEASED",
     "SPI_VERSION",
@@ -162,6 +173,7 @@ __all__ = [
     "Receipt",
     "Record",
     "ResultStore",
+    "Running",
     "Runtime",
     "Schedule",
     "Scheduler",
@@ -179,6 +191,7 @@ __all__ = [
     "SupportsBroadcast",
     "SupportsFuse",
     "SupportsInline",
+    "SupportsInspect",
     "SupportsMaintenance",
     "SupportsPeek",
     "SupportsPurge",

@@ -66,6 +66,8 @@ class DeliveryCount(StrEnum):
     EXACT = "exact"
     """Deliveries less uncounted releases."""
     COUNTS_RELEASES = "counts_releases"
+    REDELIVERED = "redelivered"
+    """1 at first, 2 whenever it may not be the first."""
     NONE = "none"
 
 
@@ -123,6 +125,8 @@ class Capabilities(Struct, frozen=True, kw_only=True):
     """Distinct levels kept apart among 0–9; neighbours share a level where fewer than ten."""
     priority_strict: bool = False
     """A higher level is always delivered before a lower one that waits in the same queue."""
+    routing: bool = False
+    """``Outbound.routing_key`` is honoured: the broker routes by it (topic, fan-out), to any number of queues."""
     max_payload_bytes: int | None = None
     max_send_batch: int = 1000
     max_fetch_batch: int = 512
@@ -183,6 +187,11 @@ class PoolCapabilities(Struct, frozen=True, kw_only=True):
     soft_limit: Support = Support.NO
     hard_limit: Support = Support.NO
     cancel_running: Support = Support.NO
+    """``cancel(hard=False)`` ends a running job that does not resist."""
+    terminate: bool = False
+    """``cancel(hard=True)`` ends any running job at once."""
+    limits_sync: bool = True
+    """Limits and ``cancel_running`` hold for ``def`` tasks, too; False: for ``async def`` only."""
     resize: bool = False
     recycle: bool = False
     """Honours ``max_tasks_per_child`` and ``max_memory_per_child``."""

@@ -7,11 +7,12 @@ never raises for what a task does, and is part of this interface. The sink is ca
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Protocol, runtime_checkable
 
 from msgspec import Struct
 
+from taskq.errors import TaskQError
 from taskq.message import Job, Outcome
 
 
@@ -30,15 +31,48 @@ class TaskLimits(Struct, frozen=True):
     hard: float | None = None
 
 
+class Running(Struct, gc=False):
+    """A job that runs now, for a dump of what runs where.
+
+    ``since`` by ``time.monotonic``; ``where`` names the thread, process or coroutine; ``stack`` is its text, if known.
+    """
+
+    key: int
+    since: float
+    where: str
+    stack: str | None = None
+
+
 class Runtime(Protocol):
-    """The application side of a pool: picklable, the same in every process."""
+    """The application side of a pool: the same in every process.
+
+    It can be pickled where the application can be imported (WorkerError elsewhere); what comes out in another process
+    imports the application again, or takes the one that a preloaded parent has imported.
+    """
 
     def execute(self, job: Job) -> Outcome:
-        """Run one job on this thread and return how it ended; raises nothing but TaskInterrupted when told to stop."""
+        """Run one job on this thread and return how it ended.
+
+        Raises nothing but what ``interrupt`` or the pool raised here to end the task: TaskInterrupted always, another
+        error only when it struck outside the task. The pool reports it by ``PoolSink.aborted``, TaskInterrupted as an
+        outcome RELEASED.
+        """
         ...
 
     async def execute_async(self, job: Job) -> Outcome:
-        """As ``execute``, on the running event loop; a ``def`` task is run on a thread."""
+        """As ``execute``, on the running event loop; a ``def`` task is run on a thread.
+
+        A task that lets a cancellation through raises CancelledError here; whoever cancelled knows the reason.
+        """
+        ...
+
+    def interrupt(self, error: BaseException, thread: int | None = None) -> bool:
+        """End what runs on a thread by ``error``; a task may catch it to clean up.
+
+        On the calling thread (None; for signal handlers) raise it in a ``def`` task. An ``async def`` task is
+        cancelled, there or on the thread with this ``threading.get_ident``, and ``execute`` then sees ``error``.
+        Return False where another thread runs a ``def`` task, which only the pool can interrupt, or nothing.
+        """
         ...
 
     def is_async(self, task: str) -> bool:
@@ -49,8 +83,13 @@ class Runtime(Protocol):
         """Return a task's time limits."""
         ...
 
-    def start(self) -> None:
-        """Run the start hooks of this process (a child's; the kernel calls it in the worker's own). Once."""
+    def start(self, call: Callable[[bytes], bytes] | None = None) -> None:
+        """Run the start hooks of this process (a child's; the kernel calls it in the worker's own). Once.
+
+        ``call`` sends a request to the worker's process (``PoolSink.request``) and waits for the answer; any thread may
+        use it. With it, what tasks send and read goes through the worker's connections; without it, this process opens
+        its own.
+        """
         ...
 
     def stop(self) -> None:
@@ -75,6 +114,18 @@ class PoolSink(Protocol):
 
     def crashed(self, running: Sequence[int], unstarted: Sequence[int], reason: str) -> None:
         """A process died: ``running`` were on it, ``unstarted`` only waited there."""
+        ...
+
+    def aborted(self, keys: Sequence[int], error: TaskQError) -> None:
+        """The pool ended these running jobs, and their slots are free: the kernel makes the outcome from ``error``.
+
+        SoftTimeLimitExceeded and TimeLimitExceeded fail the task by its own rules (retries, dead letters); TaskRevoked
+        makes it REVOKED.
+        """
+        ...
+
+    def request(self, data: bytes, reply: Callable[[bytes], None]) -> None:
+        """Pass a request of ``Runtime.start``'s ``call`` on; ``reply`` is called once, soon or later, on any thread."""
         ...
 
 
@@ -131,8 +182,9 @@ class Pool(Protocol):
     def stop(self, deadline: float) -> Sequence[int]:
         """Take nothing more, let running jobs end until ``deadline`` (``time.monotonic``), then give up.
 
-        Unstarted jobs go to ``sink.returned`` at once. Return the keys of the jobs that have not ended; every other has
-        been reported to the sink.
+        Unstarted jobs go to ``sink.returned`` at once. At the deadline, what can be interrupted is (TaskInterrupted,
+        CancelledError), and has about a second to give way; its outcome is RELEASED. Return the keys of the jobs that
+        have not ended; every other has been reported to the sink.
         Blocking: until the deadline. Threads: the worker's main thread. Idempotence: yes. Order: last. Errors: none.
         """
         ...
@@ -154,5 +206,17 @@ class SupportsInline(Protocol):
         Another thread may take jobs from the right at any time. Blocking: as long as a job runs. Threads: the worker's
         main thread. Idempotence: no. Order: as given. Errors: TaskInterrupted, after which the running job is
         unfinished.
+        """
+        ...
+
+
+@runtime_checkable
+class SupportsInspect(Protocol):
+    """A pool that can tell what it runs."""
+
+    def running(self, *, stacks: bool = False) -> Sequence[Running]:
+        """Return the jobs that run now, the oldest first.
+
+        Blocking: no; with ``stacks`` up to a second. Threads: any. Idempotence: yes. Order: free. Errors: none.
         """
         ...

@@ -41,11 +41,17 @@ class StoreConfig(Struct, frozen=True, kw_only=True):
 
 
 class PoolConfig(Struct, frozen=True, kw_only=True):
-    """What a pool is made with; ``concurrency`` is the number of slots."""
+    """What a pool is made with; ``concurrency`` is the number of slots.
+
+    ``max_tasks_per_child`` jobs, or more than ``max_memory_per_child`` bytes of resident memory, end a child process
+    after its running job, where the pool declares ``recycle``. ``name`` is the worker's.
+    """
 
     concurrency: int
     options: Any
     name: str = "worker"
+    max_tasks_per_child: int | None = None
+    max_memory_per_child: int | None = None
 
 
 class ComponentConfig(Struct, frozen=True, kw_only=True):

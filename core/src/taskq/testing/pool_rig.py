@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
+from taskq.errors import TaskQError
 from taskq.message import Job, Outcome
 from taskq.spi import Finished, Pool, PoolConfig, PoolSpec, SupportsInline
 from taskq.testing.base import eventually, within
@@ -32,6 +33,8 @@ class RecordingSink:
         self.calls: list[tuple[str, tuple[int, ...]]] = []
         self.outcomes: dict[int, Finished] = {}
         self.reasons: list[str] = []
+        self.errors: dict[int, TaskQError] = {}
+        """Why jobs were aborted."""
         self.on_finished: Callable[[], None] = lambda: None
         self.raises = 0
         """How many of the next calls raise, after they were recorded."""
@@ -62,9 +65,16 @@ class RecordingSink:
             self._record("unstarted", unstarted)
         self._record("crashed", running)
 
+    def aborted(self, keys: Sequence[int], error: TaskQError) -> None:
+        self.errors.update(dict.fromkeys(keys, error))
+        self._record("aborted", keys)
+
+    def request(self, data: bytes, reply: Callable[[bytes], None]) -> None:
+        reply(b"answer to " + data)
+
     def reported(self, *whats: str) -> list[int]:
         """Return the keys reported in these ways, in order, repeats included; without ``whats``: all ends."""
-        whats = whats or ("finished", "returned", "crashed", "unstarted")
+        whats = whats or ("finished", "returned", "crashed", "unstarted", "aborted")
         with self.changed:
             return [key for what, keys in self.calls if what in whats for key in keys]
 

@@ -10,7 +10,7 @@ import json
 import os
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +43,7 @@ class KitRuntime:
         self._owner = os.getpid()
         self._limits = dict(limits or {})
         self._asynchronous = asynchronous
+        self._call: Callable[[bytes], bytes] | None = None
 
     # ----------------------------------------------------------------------------------------- taskq.spi.Runtime
 
@@ -62,7 +63,13 @@ class KitRuntime:
     def limits(self, task: str) -> TaskLimits:
         return TaskLimits(*self._limits.get(task, (None, None)))
 
-    def start(self) -> None:
+    def interrupt(self, error: BaseException, thread: int | None = None) -> bool:
+        if thread is None:
+            raise error
+        return False
+
+    def start(self, call: Callable[[bytes], bytes] | None = None) -> None:
+        self._call = call
         self._append("start", str(os.getpid()))
 
     def stop(self) -> None:

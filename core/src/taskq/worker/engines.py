@@ -12,10 +12,10 @@ import queue
 import threading
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from taskq.errors import StoreError, TaskDead, TaskInterrupted, TransportError
+from taskq.errors import StoreError, TaskDead, TaskInterrupted, TaskQError, TransportError
 from taskq.failure import ResultPayload, encode_payload
 from taskq.message import ACK, DEAD, Delivery, Job, Lost, Outcome, Record, Settlement
 from taskq.spi.capabilities import HandBack
@@ -338,6 +338,16 @@ class PoolEngine(Engine):
                 record = self.admission.error_record(job.header, TaskDead(text))
                 self.settler.end(job, Outcome(DEAD, STATE_DEAD, record, (), text))
         self._done.put(())
+
+    def aborted(self, keys: Sequence[int], error: TaskQError) -> None:
+        """The pool ended jobs: their tasks fail, are retried or count as revoked, by their own rules."""
+        for job in [job for key in keys if (job := self.held.pop(key, None)) is not None]:
+            self.settler.end(job, self.worker.runtime.abort(job, error))
+        self._done.put(())
+
+    def request(self, data: bytes, reply: Callable[[bytes], None]) -> None:
+        """Answer a child process over the worker's own connections."""
+        self.worker.link.request(data, reply)
 
     # ------------------------------------------------------------------------------------------------ taking
 

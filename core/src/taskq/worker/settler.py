@@ -28,6 +28,7 @@ from taskq.failure import ErrorInfo, ResultPayload, encode_payload
 from taskq.message import (
     ACK,
     DEAD,
+    FINISHED,
     RELEASE,
     RELEASED,
     Commit,
@@ -38,7 +39,6 @@ from taskq.message import (
     Record,
     Settlement,
 )  # fmt: skip
-from taskq.runtime import FINISHED
 from taskq.spi.pool import Finished
 from taskq.spi.store import ResultStore
 from taskq.spi.transport import Committer, Consumer, Transport

@@ -7,12 +7,13 @@ import os
 import socket
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from taskq._plugins import State
 from taskq.errors import ConfigError, NotSupported, StoreError, TaskQError, TransportError, WorkerError
 from taskq.events import EventBus
+from taskq.link import LinkServer
 from taskq.message import Job, QueueSpec, Subscription
 from taskq.runtime import TaskRuntime
 from taskq.spi.capabilities import PoolCapabilities, Support
@@ -104,9 +105,13 @@ class Worker:
         self.admission = Admission(app, self.settler, worker=self.name)
         self.runtime = TaskRuntime(app, self.name)
         options = app.config.plugin_options("pool", spec.name, spec.options)
-        self.pool = app.plugins.create(
-            "pool", spec.name, PoolConfig(concurrency=self.slots, options=options, name=self.name)
-        )
+        config = PoolConfig(
+            concurrency=self.slots, options=options, name=self.name,
+            max_tasks_per_child=self.settings.max_tasks_per_child,
+            max_memory_per_child=self.settings.max_memory_per_child,
+        )  # fmt: skip
+        self.pool = app.plugins.create("pool", spec.name, config)
+        self.link = LinkServer(app)
         self.engine = (
             InlineEngine(self, self.pool) if spec.capabilities.inline else PoolEngine(self, self.pool, self.slots)
         )
@@ -148,10 +153,18 @@ class Worker:
             )
         problems = []
         for task in app.tasks.values():
-            if task.soft_time_limit is not None and caps.soft_limit is Support.NO:
-                problems.append(f"task {task.name} has soft_time_limit, which pool {self.pool_name} cannot keep")
-            if task.time_limit is not None and caps.hard_limit is Support.NO:
-                problems.append(f"task {task.name} has time_limit, which pool {self.pool_name} cannot keep")
+            for label, limit, support in (
+                ("soft_time_limit", task.soft_time_limit, caps.soft_limit),
+                ("time_limit", task.time_limit, caps.hard_limit),
+            ):
+                if limit is None:
+                    continue
+                if support is Support.NO:
+                    problems.append(f"task {task.name} has {label}, which pool {self.pool_name} cannot keep")
+                elif not task.is_async and not caps.limits_sync:
+                    problems.append(
+                        f"task {task.name} has {label}, which pool {self.pool_name} keeps for async def tasks only"
+                    )
             if task.pool is not None and task.pool != self.pool_name:
                 problems.append(
                     f"task {task.name} asks for pool {task.pool!r}, this worker has {self.pool_name!r} only"
@@ -241,6 +254,7 @@ class Worker:
             self._quietly(self.settler.abandon)
         keeper.stop()
         self._quietly(lambda: self.consumer.flush(_FLUSH_TIME))
+        self._quietly(self.link.close)
         self._quietly(self.runtime.stop)
         self._quietly(self.consumer.close)
         self._quietly(lambda: plugins.worker_stopped(self))
@@ -370,6 +384,16 @@ class _NoSink:
         held = self._worker.held
         self._worker.engine.give_back([held[k] for k in running if k in held], counted=True)
         self._worker.engine.give_back([held[k] for k in unstarted if k in held])
+
+    def aborted(self, keys: Sequence[int], error: TaskQError) -> None:
+        """End jobs that the pool has ended."""
+        worker = self._worker
+        for job in [job for key in keys if (job := worker.held.pop(key, None)) is not None]:
+            worker.settler.end(job, worker.runtime.abort(job, error))
+
+    def request(self, data: bytes, reply: Callable[[bytes], None]) -> None:
+        """Nobody asks: there is no child process."""
+        raise NotSupported("an inline pool has no child processes")
 
 
 def cpu_count() -> int:
