@@ -32,7 +32,9 @@ class AppReference(Struct, frozen=True):
             WorkerError: it is no attribute of an imported module, so that no other process can find it.
         """
         modules = {task.__module__ for task in app.tasks.values()}
-        names = [*modules, "__main__", *(name for name in list(sys.modules) if name not in modules)]
+        # not taskq's own: it remembers the application made last, whichever that is elsewhere
+        others = (n for n in list(sys.modules) if n not in modules and n.partition(".")[0] != "taskq")
+        names = [*modules, "__main__", *others]
         for name in names:
             for attribute, value in list(vars(sys.modules.get(name, object)).items()):
                 if value is app:
@@ -55,15 +57,12 @@ class AppReference(Struct, frozen=True):
         Raises:
             WorkerError: it is not there, or lacks tasks that the worker's process knows.
         """
-        from taskq.app import TaskQ
-
         try:
-            app = getattr(importlib.import_module(self.module), self.attribute, None)
+            app: TaskQ | None = getattr(importlib.import_module(self.module), self.attribute, None)
         except Exception as error:
-            raise WorkerError(
-                f"a child process cannot import {self.module}: {type(error).__name__}: {error}"
-            ) from error
-        if not isinstance(app, TaskQ):
+            text = f"{type(error).__name__}: {error}"
+            raise WorkerError(f"a child process cannot import {self.module}: {text}") from error
+        if app is None or not hasattr(app, "components"):
             raise WorkerError(f"a child process finds no application {self.module}:{self.attribute}")
         if not app.components.in_use and app.cli_settings != dict(self.settings):
             app.configure(self.settings, self.config_file)
