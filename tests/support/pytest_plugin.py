@@ -5,6 +5,7 @@
 | `server_url` | a function: `server_url("valkey")` is that server's URL; skips where there is none; fails if CI=true |
 | `postgresql_url`, `mariadb_url` | the URL of a fresh database, one per test module, dropped afterwards |
 | `redis_url`, `old_redis_url` | the URL of an empty database of the Valkey or the Redis server, emptied afterwards |
+| `redis_program` | the path of either program, for a server of the test's own (`tests.support.redis_servers`) |
 | `database_url` | a function: `database_url("postgresql")` is the URL of one more fresh database, for this test alone |
 | `fault_seed` | the seed for random faults, from TASKQ_SEED or new, printed when the test fails |
 
@@ -31,7 +32,7 @@ from tests.support.databases import fresh_database
 from tests.support.redis_servers import empty_database
 from tests.support.servers import SERVERS, in_ci
 
-SERVER_FIXTURES = {"server_url", "database_url", "old_redis_url", *(f"{name}_url" for name in SERVERS)}
+SERVER_FIXTURES = {"server_url", "database_url", "old_redis_url", "redis_program", *(f"{name}_url" for name in SERVERS)}
 PATIENCE = 2.0  # seconds a thread or child process may take to end after its test
 
 
@@ -95,6 +96,12 @@ def redis_url() -> Iterator[str]:
 def old_redis_url() -> Iterator[str]:
     with empty_database(_server_url("redis")) as url:
         yield url
+
+
+@pytest.fixture(params=["valkey", "redis"])
+def redis_program(request: pytest.FixtureRequest) -> str:
+    _server_url(request.param)  # skips, or fails under CI, where there is none
+    return str(SERVERS[request.param].program())
 
 
 @pytest.fixture

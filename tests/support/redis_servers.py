@@ -12,7 +12,9 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, ClassVar, Self
+
+import pytest
 
 from tests.support.servers import START_TIMEOUT, free_port
 
@@ -28,6 +30,36 @@ def empty_database(server: str) -> Iterator[str]:
         client.flushdb()
         yield url
         client.flushdb()
+
+
+def keys(url: str) -> set[str]:
+    """All keys of a database."""
+    import redis
+
+    with redis.Redis.from_url(url) as client:
+        return {key.decode() for key in client.keys("*")}
+
+
+class OnValkey:
+    """What the conformance kits need to know, for the transport and the store alike; mix it into a suite."""
+
+    scheme = "redis"
+    fault_options: ClassVar[dict[str, Any]] = {"timeout": 1.0, "connect_timeout": 1.0}
+
+    @pytest.fixture
+    def url(self, redis_url: str) -> str:
+        return redis_url
+
+    def server_keys(self, url: str) -> set[str] | None:
+        return keys(url)
+
+
+class OnRedis(OnValkey):
+    """The same, on the oldest server that is tested."""
+
+    @pytest.fixture
+    def url(self, old_redis_url: str) -> str:
+        return old_redis_url
 
 
 class OwnServer:

@@ -1,58 +1,25 @@
-"""The conformance kits on a real server."""
+"""The conformance kits on real servers."""
 
 from __future__ import annotations
 
-import pytest
-import redis
-
 from taskq.testing import CoordinationSuite, PackagingSuite, StoreSuite
+from tests.support.redis_servers import OnRedis, OnValkey
 
 
-def keys(url: str) -> set[str]:
-    with redis.Redis.from_url(url) as client:
-        return {key.decode() for key in client.keys("*")}
+class TestConformance(OnValkey, StoreSuite):
+    pass
 
 
-class OnAServer(StoreSuite):
-    scheme = "redis"
-
-    fault_options = {"timeout": 1.0, "connect_timeout": 1.0}  # noqa: RUF012
-
-    def server_keys(self, url: str) -> set[str] | None:
-        return keys(url)
+class TestCoordination(OnValkey, CoordinationSuite):
+    pass
 
 
-class TestConformance(OnAServer):
-    @pytest.fixture
-    def url(self, redis_url: str) -> str:
-        return redis_url
+class TestOnRedis7(OnRedis, StoreSuite):
+    pass
 
 
-class CoordinationOnAServer(CoordinationSuite):
-    scheme = "redis"
-
-    fault_options = {"timeout": 1.0, "connect_timeout": 1.0}  # noqa: RUF012
-
-    def server_keys(self, url: str) -> set[str] | None:
-        return keys(url)
-
-
-class TestCoordination(CoordinationOnAServer):
-    @pytest.fixture
-    def url(self, redis_url: str) -> str:
-        return redis_url
-
-
-class TestOnRedis7(OnAServer):
-    @pytest.fixture
-    def url(self, old_redis_url: str) -> str:
-        return old_redis_url
-
-
-class TestCoordinationOnRedis7(CoordinationOnAServer):
-    @pytest.fixture
-    def url(self, old_redis_url: str) -> str:
-        return old_redis_url
+class TestCoordinationOnRedis7(OnRedis, CoordinationSuite):
+    pass
 
 
 class TestPackaging(PackagingSuite):

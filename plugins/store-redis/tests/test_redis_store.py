@@ -17,8 +17,7 @@ from taskq.spi import Durable, Op, OpKind, StoreConfig, parse_urls
 from taskq.testing import TcpProxy
 from taskq_store_redis.options import RedisStoreOptions
 from taskq_store_redis.store import RedisStore
-from tests.support.redis_servers import OwnServer
-from tests.support.servers import SERVERS
+from tests.support.redis_servers import OwnServer, keys
 
 PATIENCE = 20.0
 T = TypeVar("T")
@@ -48,17 +47,6 @@ def persistently(call: Callable[[], T]) -> T:
             if not error.retryable or time.monotonic() > deadline:
                 raise
             time.sleep(0.02)
-
-
-def keys(url: str) -> set[str]:
-    with redis.Redis.from_url(url) as client:
-        return {key.decode() for key in client.keys("*")}
-
-
-@pytest.fixture(params=["valkey", "redis"])
-def program(request: pytest.FixtureRequest, server_url: Any) -> str:
-    server_url(request.param)  # skips, or fails under CI, where there is none
-    return str(SERVERS[request.param].program())
 
 
 def test_a_pushed_result_costs_the_waiting_side_no_command(redis_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -116,9 +104,9 @@ def test_results_end_with_their_time_to_live(redis_url: str) -> None:
             assert time.monotonic() < deadline
 
 
-def test_results_survive_the_servers_death(program: str) -> None:
+def test_results_survive_the_servers_death(redis_program: str) -> None:
     with (
-        OwnServer(program, "--appendonly", "yes", "--appendfsync", "always") as server,
+        OwnServer(redis_program, "--appendonly", "yes", "--appendfsync", "always") as server,
         opened(server.url()) as store,
     ):
         store.put([record("a", store)])
@@ -137,8 +125,8 @@ def test_results_survive_the_servers_death(program: str) -> None:
         waiting.join()
 
 
-def test_a_server_that_evicts_results_says_so(program: str) -> None:
-    with OwnServer(program, "--maxmemory", "100mb", "--maxmemory-policy", "volatile-lru") as server:
+def test_a_server_that_evicts_results_says_so(redis_program: str) -> None:
+    with OwnServer(redis_program, "--maxmemory", "100mb", "--maxmemory-policy", "volatile-lru") as server:
         with opened(server.url()) as store:
             assert store.capabilities.keeps is Durable.EVICTABLE
         with server.client() as client:
@@ -147,8 +135,8 @@ def test_a_server_that_evicts_results_says_so(program: str) -> None:
             assert store.capabilities.keeps is Durable.DURABLE
 
 
-def test_full_memory_is_an_error_to_repeat_after(program: str) -> None:
-    with OwnServer(program) as server, opened(server.url()) as store, server.client() as client:
+def test_full_memory_is_an_error_to_repeat_after(redis_program: str) -> None:
+    with OwnServer(redis_program) as server, opened(server.url()) as store, server.client() as client:
         client.config_set("maxmemory", "1")
         with pytest.raises(StoreUnavailable, match="memory"):
             store.put([record("a")])
@@ -186,9 +174,9 @@ def test_the_outcome_of_an_operation_may_be_unknown(redis_url: str) -> None:
         assert not isinstance(caught.value, OutcomeUnknown)
 
 
-def test_wrong_credentials_and_missing_rights(program: str) -> None:
+def test_wrong_credentials_and_missing_rights(redis_program: str) -> None:
     with (
-        OwnServer(program, "--requirepass", "right-secret") as server,
+        OwnServer(redis_program, "--requirepass", "right-secret") as server,
         server.client(password="right-secret") as client,
     ):
         with pytest.raises(StoreError) as caught, opened(server.url(":wrong-secret")):

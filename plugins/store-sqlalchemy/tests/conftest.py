@@ -1,63 +1,17 @@
-"""An empty database for each test: the module's, cleaned, which is quicker than making one each time."""
+"""Empty databases, and what opens the plugin on them."""
 
 from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
-import sqlalchemy as sa
 
 from taskq.spi import StoreConfig, parse_urls
 from taskq_store_sqlalchemy.options import SqlStoreOptions
 from taskq_store_sqlalchemy.store import SqlStore
-
-DRIVERS = {"postgresql": "postgresql+psycopg", "mysql": "mysql+pymysql", "sqlite+sqlalchemy": "sqlite+pysqlite"}
-
-
-def engine_url(url: str) -> str:
-    """Return a taskq URL as one of SQLAlchemy."""
-    scheme, _, rest = url.partition("://")
-    return f"{DRIVERS[scheme]}://{rest}"
-
-
-def emptied(url: str) -> str:
-    """Drop all tables of a database that an earlier test may have made."""
-    engine = sa.create_engine(engine_url(url), isolation_level="AUTOCOMMIT", poolclass=sa.NullPool)
-    with engine.connect() as connection:
-        for name in sa.inspect(connection).get_table_names():
-            connection.exec_driver_sql(f"DROP TABLE {name}")
-    return url
-
-
-@pytest.fixture
-def postgresql(postgresql_url: str) -> str:
-    return emptied(postgresql_url)
-
-
-@pytest.fixture
-def mariadb(mariadb_url: str) -> str:
-    return emptied(mariadb_url)
-
-
-@pytest.fixture
-def sqlite(tmp_path: Path) -> str:
-    return f"sqlite+sqlalchemy:///{tmp_path}/taskq.db"
-
-
-@pytest.fixture(
-    params=[
-        "sqlite",
-        pytest.param("postgresql", marks=pytest.mark.server),
-        pytest.param("mariadb", marks=pytest.mark.server),
-    ]
-)
-def url(request: pytest.FixtureRequest) -> str:
-    """An empty database of each kind."""
-    found: str = request.getfixturevalue(request.param)
-    return found
+from tests.support.sql import mariadb, postgresql, sqlite, url  # noqa: F401  fixtures
 
 
 @pytest.fixture

@@ -1,39 +1,17 @@
-"""The conformance kit on a real server."""
+"""The conformance kit on real servers."""
 
 from __future__ import annotations
 
-import pytest
-import redis
-
 from taskq.testing import PackagingSuite, TransportSuite
+from tests.support.redis_servers import OnRedis, OnValkey
 
 
-def keys(url: str) -> set[str]:
-    with redis.Redis.from_url(url) as client:
-        return {key.decode() for key in client.keys("*")}
+class TestConformance(OnValkey, TransportSuite):
+    pass
 
 
-class OnAServer(TransportSuite):
-    scheme = "redis"
-
-    fault_options = {"timeout": 1.0, "connect_timeout": 1.0}  # noqa: RUF012
-
-    def server_keys(self, url: str) -> set[str] | None:
-        return keys(url)
-
-
-class TestConformance(OnAServer):
-    @pytest.fixture
-    def url(self, redis_url: str) -> str:
-        return redis_url
-
-
-class TestOnRedis7(OnAServer):
+class TestOnRedis7(OnRedis, TransportSuite):
     random_s = 2.0
-
-    @pytest.fixture
-    def url(self, old_redis_url: str) -> str:
-        return old_redis_url
 
 
 class TestPackaging(PackagingSuite):

@@ -31,7 +31,7 @@ from taskq_transport_redis import scripts
 from taskq_transport_redis.consumer import RedisConsumer
 from taskq_transport_redis.options import RedisOptions
 from taskq_transport_redis.transport import RedisTransport
-from tests.support.redis_servers import OwnServer
+from tests.support.redis_servers import OwnServer, keys
 from tests.support.servers import SERVERS
 
 PATIENCE = 20.0
@@ -85,17 +85,6 @@ def collect(consumer: RedisConsumer, n: int) -> list[Delivery]:
 
 def ack(consumer: RedisConsumer, deliveries: Sequence[Delivery]) -> None:
     assert not consumer.settle([Settlement(d.receipt, ACK) for d in deliveries])
-
-
-def keys(url: str) -> set[str]:
-    with redis.Redis.from_url(url) as client:
-        return {key.decode() for key in client.keys("*")}
-
-
-@pytest.fixture(params=["valkey", "redis"])
-def program(request: pytest.FixtureRequest, server_url: Any) -> str:
-    server_url(request.param)  # skips, or fails under CI, where there is none
-    return str(SERVERS[request.param].program())
 
 
 # ------------------------------------------------------------------------------------------------ nothing left behind
@@ -282,10 +271,10 @@ def test_scripts_are_loaded_again(redis_url: str) -> None:
 # ------------------------------------------------------------------------------------------------ the server in trouble
 
 
-def test_accepted_messages_survive_the_servers_death(program: str) -> None:
+def test_accepted_messages_survive_the_servers_death(redis_program: str) -> None:
     """kill -9 with appendfsync always: nothing accepted is lost, what was held is held still."""
     with (
-        OwnServer(program, "--appendonly", "yes", "--appendfsync", "always") as server,
+        OwnServer(redis_program, "--appendonly", "yes", "--appendfsync", "always") as server,
         opened(server.url()) as transport,
     ):
         assert transport.capabilities.durability is Durability.DISK
@@ -308,13 +297,13 @@ def test_accepted_messages_survive_the_servers_death(program: str) -> None:
         ack(consumer, rest)
 
 
-def test_durability_is_what_the_server_does(program: str) -> None:
-    with OwnServer(program, "--appendonly", "yes") as server, opened(server.url()) as transport:
+def test_durability_is_what_the_server_does(redis_program: str) -> None:
+    with OwnServer(redis_program, "--appendonly", "yes") as server, opened(server.url()) as transport:
         assert transport.capabilities.durability is Durability.SERVER
 
 
-def test_a_server_that_evicts_queues_is_refused(program: str) -> None:
-    with OwnServer(program, "--maxmemory", "100mb", "--maxmemory-policy", "allkeys-lru") as server:
+def test_a_server_that_evicts_queues_is_refused(redis_program: str) -> None:
+    with OwnServer(redis_program, "--maxmemory", "100mb", "--maxmemory-policy", "allkeys-lru") as server:
         with pytest.raises(NotSupported, match="noeviction"), opened(server.url()):
             pass
         with server.client() as client:
@@ -325,8 +314,8 @@ def test_a_server_that_evicts_queues_is_refused(program: str) -> None:
             assert transport.capabilities.duplicates is Duplicates.POSSIBLE
 
 
-def test_a_waiting_fetch_survives_a_restart(program: str) -> None:
-    with OwnServer(program) as server, opened(server.url()) as transport:
+def test_a_waiting_fetch_survives_a_restart(redis_program: str) -> None:
+    with OwnServer(redis_program) as server, opened(server.url()) as transport:
         consumer = consumer_of(transport)
         assert not consumer.fetch(1, 0.0).deliveries
         timer = threading.Timer(0.2, server.kill)
@@ -340,8 +329,8 @@ def test_a_waiting_fetch_survives_a_restart(program: str) -> None:
         assert [d.payload for d in collect(consumer, 1)] == [b"a"]
 
 
-def test_a_frozen_server_is_noticed(program: str) -> None:
-    with OwnServer(program) as server, opened(server.url(), timeout=0.5, connect_timeout=0.5) as transport:
+def test_a_frozen_server_is_noticed(redis_program: str) -> None:
+    with OwnServer(redis_program) as server, opened(server.url(), timeout=0.5, connect_timeout=0.5) as transport:
         consumer = consumer_of(transport)
         consumer.fetch(1, 0.0)
         assert server._process is not None
@@ -357,8 +346,8 @@ def test_a_frozen_server_is_noticed(program: str) -> None:
         assert b"certainly" in {d.payload for d in (*collect(consumer, 1), *consumer.fetch(1, 0.1).deliveries)}
 
 
-def test_full_memory_refuses_messages_and_lets_work_end(program: str) -> None:
-    with OwnServer(program) as server, opened(server.url()) as transport, server.client() as client:
+def test_full_memory_refuses_messages_and_lets_work_end(redis_program: str) -> None:
+    with OwnServer(redis_program) as server, opened(server.url()) as transport, server.client() as client:
         transport.send(messages(*(f"{i}" for i in range(20))))
         consumer = consumer_of(transport)
         held = collect(consumer, 10)
@@ -381,8 +370,8 @@ def test_full_memory_refuses_messages_and_lets_work_end(program: str) -> None:
         ack(consumer, collect(consumer, 1))
 
 
-def test_a_replica_says_so_and_the_next_server_is_tried(program: str) -> None:
-    with OwnServer(program) as replica, OwnServer(program, "--repl-diskless-sync-delay", "0") as master:
+def test_a_replica_says_so_and_the_next_server_is_tried(redis_program: str) -> None:
+    with OwnServer(redis_program) as replica, OwnServer(redis_program, "--repl-diskless-sync-delay", "0") as master:
         with replica.client() as client:
             client.replicaof("127.0.0.1", str(master.port))
         with opened(f"{replica.url()};{master.url()}") as transport:
@@ -402,11 +391,11 @@ def test_a_replica_says_so_and_the_next_server_is_tried(program: str) -> None:
             assert [d.payload for d in collect(consumer, 1)] == [b"b"]
 
 
-def test_waiting_for_replicas(program: str) -> None:
+def test_waiting_for_replicas(redis_program: str) -> None:
     at_once = ("--repl-diskless-sync-delay", "0")
     with (
-        OwnServer(program, *at_once) as master,
-        OwnServer(program) as replica,
+        OwnServer(redis_program, *at_once) as master,
+        OwnServer(redis_program) as replica,
         opened(master.url(), wait_replicas=1, timeout=0.4) as transport,
     ):
         (failure,) = transport.send(messages("alone"))
@@ -429,14 +418,14 @@ def test_the_second_url_is_used_when_the_first_is_dead(redis_url: str) -> None:
         pass
 
 
-def test_a_sentinel_names_the_master(program: str) -> None:
-    with OwnServer(program) as master:
-        with OwnServer(program) as sentinel:  # only for a free port and a folder
+def test_a_sentinel_names_the_master(redis_program: str) -> None:
+    with OwnServer(redis_program) as master:
+        with OwnServer(redis_program) as sentinel:  # only for a free port and a folder
             sentinel.kill()
             config = sentinel.folder / "sentinel.conf"
             config.write_text(f"sentinel monitor mine 127.0.0.1 {master.port} 1\n")
             sentinel.arguments = ()
-            command = [program, str(config), "--sentinel", "--port", str(sentinel.port), "--bind", "127.0.0.1"]
+            command = [redis_program, str(config), "--sentinel", "--port", str(sentinel.port), "--bind", "127.0.0.1"]
             with (sentinel.folder / "log").open("ab") as log:
                 sentinel._process = subprocess.Popen(command, stdout=log, stderr=log, stdin=subprocess.DEVNULL)
             url = f"redis+sentinel://127.0.0.1:{sentinel.port}/0"
@@ -496,8 +485,8 @@ def test_tls(server_url: Any) -> None:
 # ------------------------------------------------------------------------------------------------------------ rights
 
 
-def test_wrong_credentials(program: str) -> None:
-    with OwnServer(program, "--requirepass", "right-secret") as server:
+def test_wrong_credentials(redis_program: str) -> None:
+    with OwnServer(redis_program, "--requirepass", "right-secret") as server:
         for user in (":wrong-secret", "", "nobody:wrong-secret"):
             with pytest.raises(AuthenticationFailed) as caught, opened(server.url(user)):
                 pass
@@ -507,8 +496,8 @@ def test_wrong_credentials(program: str) -> None:
             assert not transport.send(messages("a"))
 
 
-def test_a_user_without_rights(program: str) -> None:
-    with OwnServer(program) as server, server.client() as client:
+def test_a_user_without_rights(redis_program: str) -> None:
+    with OwnServer(redis_program) as server, server.client() as client:
         client.execute_command("ACL", "SETUSER", "poor", "on", ">pw", "~other:*", "+@all")
         with pytest.raises(AuthenticationFailed, match="README"), opened(server.url("poor:pw")):
             pass
@@ -519,8 +508,8 @@ def test_a_user_without_rights(program: str) -> None:
             transport.consumer()
 
 
-def test_the_rights_that_the_readme_lists_suffice(program: str) -> None:
-    with OwnServer(program) as server, server.client() as client:
+def test_the_rights_that_the_readme_lists_suffice(redis_program: str) -> None:
+    with OwnServer(redis_program) as server, server.client() as client:
         rights = "~taskq:* &taskq:* -@all +@read +@write +@connection +@scripting +@pubsub +time"
         client.execute_command("ACL", "SETUSER", "worker", "on", ">pw", *rights.split())
         with opened(server.url("worker:pw"), lease_s=0.5) as transport:

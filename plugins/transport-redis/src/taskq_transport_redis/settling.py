@@ -1,0 +1,265 @@
+"""Settling: the half of a consumer that ends deliveries and keeps the lease, on a connection of its own."""
+
+from __future__ import annotations
+
+import base64
+import os
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol
+
+import msgspec
+
+from taskq.errors import TransportClosed, TransportError
+from taskq.message import RELEASE, Commit, Lost, Receipt, Settlement
+from taskq_lib_redis.connection import Script, ServerError
+from taskq_lib_redis.records import RedisResults, push_arguments, record_arguments
+from taskq_transport_redis import scripts
+from taskq_transport_redis.frames import check_size, delayed_member, frame
+
+if TYPE_CHECKING:
+    from taskq_transport_redis.transport import RedisTransport
+
+_MOST_AT_ONCE = 1000
+_SETTLE_CHUNK = 4000
+_SETTLE_BYTES = 8 << 20
+_GONE = "the lease ended and the message was given back"
+_NOT_HELD = "not held: it was settled before, or the lease ended"
+_pack = msgspec.msgpack.Encoder().encode
+
+
+class LeaseLost(Exception):
+    """The server does not know this consumer any more."""
+
+
+class Link(Protocol):
+    """What a consumer needs of a connection; on a cluster it follows the slot."""
+
+    def script(self, script: Script, keys: Sequence[Any], args: Sequence[Any]) -> Any: ...
+    def close(self) -> None: ...
+    def hurry(self, seconds: float) -> None: ...
+
+
+@dataclass
+class Place:
+    """Where a consumer stands on the server: the beginning of its keys, and its two connections."""
+
+    prefix: str
+    claims: Any
+    settles: Any
+    guard: tuple[str, ...] = ()
+    """A key that never exists: named beside another, it makes a cluster refuse a script while the slot is moved."""
+
+
+class Holder:
+    """Holds messages under one lease and ends them."""
+
+    def __init__(self, transport: RedisTransport, place: Place) -> None:
+        self._transport = transport
+        self._prefix = place.prefix
+        self._keys = (f"{place.prefix}c", *place.guard)
+        self._settles = place.settles
+        self._settling = threading.Lock()
+        """Held for a round trip of the settling connection."""
+        self._state = threading.Lock()
+        """Guards what is held, the bytes, the losses and the name; never held over a call of the server."""
+        self.id = ""
+        self._held: dict[int, tuple[int, int]] = {}
+        """Receipt to queue number and size."""
+        self._leaving = 0
+        """How many are being settled: still held by the server, no longer here."""
+        self._bytes = 0
+        self._losses: list[Lost] = []
+        self._names: list[str] = []
+        self._starved = False
+        """Whether the intake thread waits for room."""
+        self._closed = False
+
+    @property
+    def _lease_ms(self) -> int:
+        return max(1, round(self._transport.lease_s * 1000))
+
+    def _poke(self) -> None:
+        """Wake the intake thread."""
+        raise NotImplementedError
+
+    def _run(self, link: Link, script: Script, args: Sequence[Any]) -> Any:
+        try:
+            return link.script(script, self._keys, args)
+        except ServerError as error:
+            raise self._problem(error) from error
+
+    def _problem(self, error: ServerError) -> Exception:
+        if error.code == "LOST":
+            return LeaseLost()
+        return TransportError(f"{self._transport.target.name} refused a script: {error}")
+
+    def _expired(self, name: str) -> None:
+        """Note that the lease of this name is lost, and with it all that is held."""
+        with self._state:
+            if self.id != name:
+                return
+            self.id = ""
+            self._losses += [Lost(receipt, _GONE) for receipt in self._held]
+            self._held.clear()
+            self._bytes = 0
+        self._poke()
+
+    def settle(self, settlements: Sequence[Settlement]) -> Sequence[Lost]:
+        self._check()
+        lost: list[Lost] = []
+        for start in range(0, len(settlements), _SETTLE_CHUNK):
+            lost += self._end(settlements[start : start + _SETTLE_CHUNK], ())
+        return lost + self._take_losses() if self._losses else lost
+
+    def commit(self, commits: Sequence[Commit]) -> list[Lost]:
+        """Settle with records and follow-ups."""
+        self._check()
+        lost: list[Lost] = []
+        for part in _portions(commits):
+            lost += self._end([c.settlement for c in part], part)
+        return lost + self._take_losses() if self._losses else lost
+
+    def _end(self, settlements: Sequence[Settlement], commits: Sequence[Commit]) -> list[Lost]:
+        ended: dict[int, tuple[int, int]] = {}
+        lost: list[Lost] = []
+        with self._state:
+            name = self.id
+            pop = self._held.pop
+            for s in settlements:
+                entry = pop(s.receipt, None)
+                if entry is None:
+                    lost.append(Lost(s.receipt, _NOT_HELD))
+                else:
+                    ended[s.receipt] = entry
+            self._leaving += len(ended)
+        if lost:
+            settlements, commits = _without(settlements, commits, ended)
+        if not ended:
+            return lost
+        try:
+            args = self._settle_arguments(settlements, commits, ended)
+            with self._settling:
+                self._run(self._settles, scripts.SETTLE, (name, self._prefix, *args))
+        except LeaseLost:
+            self._left(ended, name)
+            self._expired(name)
+            return lost + [Lost(receipt, _GONE) for receipt in ended]
+        except BaseException:
+            # nothing is known, so all of it is held still, unless the lease was lost meanwhile
+            with self._state:
+                self._leaving -= len(ended)
+                if self.id == name:
+                    self._held.update(ended)
+                else:
+                    self._losses += [Lost(receipt, _GONE) for receipt in ended]
+            raise
+        self._left(ended, name)
+        return lost
+
+    def _left(self, ended: dict[int, tuple[int, int]], name: str) -> None:
+        with self._state:
+            self._leaving -= len(ended)
+            if self.id == name:
+                self._bytes -= sum(size for _, size in ended.values())
+        if self._starved:
+            self._poke()
+
+    def _settle_arguments(
+        self, settlements: Sequence[Settlement], commits: Sequence[Commit], ended: dict[int, tuple[int, int]]
+    ) -> list[Any]:
+        acks: dict[int, list[int]] = {}
+        back: list[Any] = []
+        for s in settlements:
+            receipt = s.receipt
+            queue = ended[receipt][0]
+            if s.kind != RELEASE:
+                if queue in acks:
+                    acks[queue].append(receipt)
+                else:
+                    acks[queue] = [receipt]
+            else:
+                delay = max(0, round(s.delay * 1000))
+                uid = base64.b64encode(os.urandom(6)).decode() if delay else ""
+                back += (queue, self._names[queue], receipt, int(s.counted), delay, uid)
+        flat = [value for pair in acks.items() for value in pair]
+        if not commits:
+            return [_pack(((), (), (), (), flat, back))]
+        follow: list[Any] = []
+        frames: list[bytes] = []
+        for c in commits:
+            for outbound in c.follow_ups:
+                check_size(outbound)
+                delay = max(0, round(outbound.delay * 1000))
+                receipt = c.settlement.receipt
+                follow += (outbound.queue, outbound.priority, delay, ended[receipt][0], receipt)
+                frames.append(delayed_member(outbound) if delay else frame(outbound))
+        records = [c.record for c in commits if c.record is not None]
+        keys, values, ttls = record_arguments(records, self._prefix)
+        channels, pushed = push_arguments(records, values)
+        return [_pack((keys, ttls, channels, follow, flat, back)), *values, *pushed, *frames]
+
+    def flush(self, timeout: float) -> Sequence[Lost]:
+        self._check()
+        return self._take_losses()
+
+    def extend(self, receipts: Sequence[Receipt] | None = None) -> Sequence[Lost]:
+        self._check()
+        name = self.id
+        if name:
+            with self._settling:
+                alive = self._run(self._settles, scripts.BEAT, (name, self._lease_ms))
+            if not alive:
+                self._expired(name)
+        return self._take_losses()
+
+    def _take_losses(self) -> list[Lost]:
+        with self._state:
+            losses, self._losses = self._losses, []
+        return losses
+
+    def _check(self) -> None:
+        self._transport.check_process()
+        if self._closed:
+            raise TransportClosed("this consumer is closed; make a new one with Transport.consumer()")
+
+
+def _without(
+    settlements: Sequence[Settlement], commits: Sequence[Commit], ended: dict[int, tuple[int, int]]
+) -> tuple[list[Settlement], list[Commit]]:
+    """Return only the first settlement, with its commit, of each receipt that was held."""
+    left = set(ended)
+    kept: list[int] = []
+    for i, s in enumerate(settlements):
+        if s.receipt in left:
+            left.discard(s.receipt)
+            kept.append(i)
+    return [settlements[i] for i in kept], [commits[i] for i in kept] if commits else []
+
+
+def _portions(commits: Sequence[Commit]) -> list[Sequence[Commit]]:
+    """Split a batch so that no command to the server is out of all proportion."""
+    count = len(commits)
+    sizes = [0 if c.record is None else len(c.record.payload) for c in commits]
+    for i, c in enumerate(commits):
+        if c.follow_ups:
+            sizes[i] += sum(len(o.payload) for o in c.follow_ups)
+    if count <= 1 or (count <= _MOST_AT_ONCE and sum(sizes) <= _SETTLE_BYTES):
+        return [commits] if count else []
+    half = count // 2
+    return _portions(commits[:half]) + _portions(commits[half:])
+
+
+class RedisCommitter:
+    """Stores outcomes, sends follow-ups and settles in one script."""
+
+    def __init__(self, consumer: Holder, store: RedisResults) -> None:
+        self._consumer = consumer
+        self._store = store
+
+    def commit(self, commits: Sequence[Commit]) -> Sequence[Lost]:
+        records = [c.record for c in commits if c.record is not None]
+        if records:
+            self._store.check_records(records)
+        return self._consumer.commit(commits)
