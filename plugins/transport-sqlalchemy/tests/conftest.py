@@ -12,7 +12,7 @@ import sqlalchemy as sa
 from taskq.spi import TransportConfig, parse_urls
 from taskq_transport_sqlalchemy.options import SqlTransportOptions
 from taskq_transport_sqlalchemy.transport import SqlTransport
-from tests.support.sql import engine_url, mariadb, postgresql, sqlite, url  # noqa: F401, F811  fixtures
+from tests.support.sql import engine_url, mariadb, postgresql, sqlite, url  # noqa: F401  fixtures
 
 
 @pytest.fixture
