@@ -40,6 +40,8 @@ TRACE: Final = "tr"  # map, trace context
 HEADERS: Final = "h"  # map, the user's headers
 PARKED: Final = "pk"  # float, epoch seconds since which the message waits for a worker that knows its task
 MAX_RETRIES: Final = "mr"  # int, overrides the task's
+STARTS: Final = "sc"  # int, starts without an outcome, on brokers whose own count cannot tell
+GUARD: Final = "gd"  # int, number of the copy that guards a run longer than the broker lets a message be held
 HISTORY: Final = "hi"  # list of [epoch, died at, reason], of earlier deaths
 
 

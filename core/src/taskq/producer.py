@@ -53,7 +53,7 @@ if TYPE_CHECKING:
 
 CALL_OPTIONS = (
     "countdown", "eta", "queue", "priority", "expires", "task_id", "headers", "group", "ignore_result", "max_retries",
-    "publish_timeout", "transaction",
+    "publish_timeout", "transaction", "routing_key",
 )  # fmt: skip
 _NO_OPTIONS: dict[str, Any] = {}
 _FIRST_PAUSE = 0.05
@@ -411,8 +411,9 @@ class Producer:
         keeps = keeps and (eager or app.store is not None)
         if keeps and not eager and app.store_label:
             extra[STORE] = app.store_label
+        routing_key = options.get("routing_key")
         if not eager:
-            self._check_supported(name, queue, delay, priority, group)
+            self._check_supported(name, queue, delay, priority, group, routing_key)
         serializer = app.codec.serializer(app.codec.settings.serializer)
         body, transforms = app.codec.encode((args, kwargs), serializer)
         if transforms:
@@ -425,7 +426,9 @@ class Producer:
                 raise _too_large(name, len(payload), caps.max_payload_bytes, app.broker_name)
             if caps.max_delay_s is not None:
                 delay = min(delay, caps.max_delay_s)  # the first leg; a worker sends it on until its time has come
-        outbound = Outbound(task_id, queue, payload, priority, delay, None if group is None else str(group))
+        outbound = Outbound(
+            task_id, queue, payload, priority, delay, None if group is None else str(group), routing_key
+        )
         return outbound, AsyncResult(task_id, app, task, keeps), options
 
     def _hooks(self) -> tuple[Callable[[SendRequest], None], ...]:
@@ -441,7 +444,9 @@ class Producer:
         configured = self.app.settings.queues.get(queue)
         return 5 if configured is None or configured.priority is None else configured.priority
 
-    def _check_supported(self, name: str, queue: str, delay: float, priority: int, group: str | None) -> None:
+    def _check_supported(
+        self, name: str, queue: str, delay: float, priority: int, group: str | None, routing_key: str | None
+    ) -> None:
         """Refuse what this broker cannot keep, before anything is sent."""
         caps = self.app.transport.capabilities
         broker = self.app.broker_name
@@ -451,6 +456,10 @@ class Producer:
         if priority != 5 and caps.priority is Support.NO:
             raise NotSupported(
                 f"task {name}: {broker} has no priorities; leave priority at 5 or use a queue of its own"
+            )
+        if routing_key is not None and not caps.routing:
+            raise NotSupported(
+                f"task {name}: {broker} does not route by a key; name the queue instead of routing_key={routing_key!r}"
             )
         if group is not None and not self.app.queue_spec(queue).ordered:
             raise NotSupported(f"task {name}: group= keeps order on ordered queues only; "
@@ -482,6 +491,7 @@ def _is_time(value: Any) -> bool:
 _CHECKS: Mapping[str, tuple[Callable[[Any], bool], str]] = {
     "task_id": (_is_name, "a string that is not empty"),
     "queue": (_is_name, "a string that is not empty"),
+    "routing_key": (_is_name, "a string that is not empty"),
     "headers": (_is_mapping, "a mapping with strings as keys"),
     "max_retries": (_is_count, "an integer of at least 0"),
     "publish_timeout": (_is_time, "a number of seconds above 0"),

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from taskq import envelope, link
 from taskq.context import Request, request_var
-from taskq.envelope import GROUP, NOT_BEFORE, PARKED, PRIORITY, TRANSFORMS, Header
+from taskq.envelope import GROUP, GUARD, NOT_BEFORE, PARKED, PRIORITY, STARTS, TRANSFORMS, Header
 from taskq.errors import (
     DecodeError,
     PayloadTooLarge,
@@ -358,7 +358,9 @@ class TaskRuntime:
         header: Header = job.header
         limit = task.retry_limit(header) if retry.max_retries is None else retry.max_retries
         delay = task.retry_policy.delay(header.attempt) if retry.countdown is None else max(0.0, retry.countdown)
-        changes: dict[str, Any] = {NOT_BEFORE: self.app.clock.now() + delay if delay else None, PARKED: None}
+        changes: dict[str, Any] = {
+            NOT_BEFORE: self.app.clock.now() + delay if delay else None, PARKED: None, STARTS: None, GUARD: None,
+        }  # fmt: skip
         body = job.payload[job.body :]
         if retry.task_args is not None or retry.task_kwargs is not None:
             old_args, old_kwargs = self.app.codec.decode_arguments(header, body)

@@ -208,6 +208,8 @@ def test_one_bad_message_of_many_coroutines_fails_its_own_caller_only(
 REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"countdwn": 5}, "unknown option 'countdwn' of apply_async; did you mean 'countdown'"),
     ({"serializer": "json"}, "unknown option 'serializer'"),
+    ({"routing_key": "a.b"}, "does not route by a key"),
+    ({"routing_key": ""}, "routing_key is a string that is not empty"),
     ({"countdown": -1}, "countdown is a number of seconds"),
     ({"countdown": "5"}, "countdown is a number of seconds"),
     ({"countdown": True}, "countdown is a number of seconds"),

@@ -6,12 +6,16 @@ import threading
 from typing import Any
 
 import pytest
+from msgspec import structs
 
 from taskq import TaskQ, current_request, envelope
 from taskq.envelope import PARKED
 from taskq.errors import StoreUnavailable, TaskDead
 from taskq.message import RELEASE, Job, Outcome, Settlement
 from taskq.runtime import TaskRuntime
+from taskq.spi import DeliveryCount
+from taskq_transport_memory.consumer import MemoryConsumer
+from taskq_transport_memory.transport import MemoryTransport
 
 
 @pytest.fixture
@@ -170,6 +174,72 @@ def test_a_suspect_waits_while_the_store_cannot_be_asked(
             assert runs == []
             patch.undo()
             assert result.get(timeout=10) == 1
+
+
+# ------------------------------------------------------------------------------------------ brokers that count badly
+
+
+@pytest.fixture(params=[DeliveryCount.REDELIVERED, DeliveryCount.COUNTS_RELEASES])
+def counting_badly(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> DeliveryCount:
+    """Have the memory transport tell "again" only, or count every release, whatever it is asked to count."""
+    count: DeliveryCount = request.param
+    weaker = structs.replace(MemoryTransport.capabilities.fget(None), delivery_count=count)  # type: ignore[attr-defined]
+    monkeypatch.setattr(MemoryTransport, "capabilities", property(lambda self: weaker))
+    fetch, settle = MemoryConsumer.fetch, MemoryConsumer.settle
+
+    def fetch_badly(self: Any, *args: Any, **options: Any) -> Any:
+        fetched = fetch(self, *args, **options)
+        if count is DeliveryCount.REDELIVERED:
+            for delivery in fetched.deliveries:
+                delivery.deliveries = min(2, delivery.deliveries)
+        return fetched
+
+    def settle_badly(self: Any, settlements: Any) -> Any:
+        return settle(self, [structs.replace(s, counted=True) for s in settlements])
+
+    monkeypatch.setattr(MemoryConsumer, "fetch", fetch_badly)
+    monkeypatch.setattr(MemoryConsumer, "settle", settle_badly)
+    return count
+
+
+@pytest.mark.parametrize("kind", ["memory", "storeless"])
+def test_a_crash_loop_ends_where_the_broker_cannot_count(
+    rig: Any, pool: str, kind: str, runs: list[Any], counting_badly: DeliveryCount, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    app = rig.app(kind, max_deliveries=3)
+    counting(app, runs)
+    app.task(name="deadly")(lambda: None)
+    starts: list[str] = []
+    execute = TaskRuntime.execute
+
+    def dies(self: TaskRuntime, job: Job) -> Outcome:
+        if job.task == "deadly":
+            starts.append(job.task)
+            raise MemoryError("as if killed")
+        return execute(self, job)
+
+    monkeypatch.setattr(TaskRuntime, "execute", dies)
+    app.tasks["deadly"].delay()
+    with rig.work(app, pool):
+        rig.eventually(lambda: rig.dead(app))
+        rig.wait_empty(app)
+    ((info, _),) = rig.dead(app)
+    assert (info.task, info.state) == ("deadly", "DEAD")
+    assert len(starts) == 3
+
+
+@pytest.mark.parametrize("kind", ["memory", "storeless"])
+def test_a_message_that_came_again_runs_where_the_broker_cannot_count(
+    rig: Any, pool: str, kind: str, runs: list[Any], counting_badly: DeliveryCount
+) -> None:
+    app = rig.app(kind, max_deliveries=3)
+    result = counting(app, runs).delay()
+    rig.crash(app, times=2)
+    rig.drain(app, pool)
+    assert len(runs) == 1
+    assert rig.dead(app) == []
+    if kind == "memory":
+        assert result.get(timeout=10) == 1
 
 
 # --------------------------------------------------------------------------------------------------- unknown tasks

@@ -15,10 +15,11 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from taskq import envelope
-from taskq.envelope import EXPIRES, GROUP, NOT_BEFORE, PARKED, PRIORITY, STORE, Header
+from taskq.envelope import EXPIRES, GROUP, NOT_BEFORE, PARKED, PRIORITY, STARTS, STORE, Header
 from taskq.errors import DecodeError, StoreError, TaskDead, TaskExpired, UnknownTask
 from taskq.failure import encode_error
 from taskq.message import DEAD, DONE, Delivery, Job, Outbound, Outcome
+from taskq.spi.capabilities import DeliveryCount
 from taskq.spi.store import Coordination, Op, OpKind, ResultStore
 from taskq.states import DEAD as STATE_DEAD
 from taskq.states import EXPIRED
@@ -52,6 +53,8 @@ class Admission:
         self._store_label = app.store_label
         counts = store is not None and store.capabilities.coordination and isinstance(store, Coordination)
         self._coordination: Coordination | None = store if counts else None
+        self.exact = app.transport.capabilities.delivery_count is DeliveryCount.EXACT
+        """Whether ``Delivery.deliveries`` counts starts, hand-backs not included."""
         self._careful_tasks = {n for n, t in app.tasks.items() if t.at_most_once or self._tracks(t)}
         self._expected = set(app.tasks)
         self._warned_stores: set[str] = set()
@@ -64,8 +67,11 @@ class Admission:
 
     @property
     def counts_starts(self) -> bool:
-        """Whether starts of redelivered messages are counted in a store, rather than by the broker's deliveries."""
-        return self._coordination is not None
+        """Whether starts of redelivered messages are counted here, in a store or in the message itself.
+
+        Else the broker's count of deliveries is all there is to go by.
+        """
+        return self._coordination is not None or not self.exact
 
     def admit(self, deliveries: Sequence[Delivery]) -> tuple[list[Job], list[Job], list[Job]]:
         """Return (jobs to run, jobs that need a step before their start, suspects); the rest is ended."""
@@ -92,7 +98,7 @@ class Admission:
                 continue
             if header.reply is not None and (label or (extra is not None and STORE in extra) or self._store is None):
                 self._check_store(header)
-            if delivery.deliveries > 1:
+            if delivery.deliveries > 1 or (extra is not None and STARTS in extra):  # as is_suspect
                 if not self.orphans or not self._adopt(job, header):
                     suspects.append(job)
             elif task in careful_tasks:
@@ -180,6 +186,11 @@ class Admission:
 
     # -------------------------------------------------------------------------------------------------- suspects
 
+    @staticmethod
+    def is_suspect(job: Job) -> bool:
+        """Whether a message may have been started before, and so may be what killed its worker."""
+        return job.deliveries > 1 or bool(job.header.get(STARTS))
+
     def clear(self, job: Job) -> bool:
         """Decide on one redelivered message right before its start; True to run it.
 
@@ -200,7 +211,15 @@ class Admission:
                     self._settler.forward(job, self._stored_follow_ups(record.follow_ups) if same else ())
                     logger.info("task %s [%s] had ended before it came back; it is not run again", job.task, header.id)
                     return False
-        starts = self._count_start(header, job)
+        if self._coordination is None and not self.exact:
+            if job.deliveries <= 1:
+                return True  # this very start is counted in the message already
+            starts = int(header.get(STARTS) or 0) + 1
+            if starts < self._max_deliveries:
+                self._count_in_message(job, header, starts)
+                return False
+        else:
+            starts = self._count_start(header, job)
         if starts < self._max_deliveries:
             return True
         reason = (
@@ -210,6 +229,16 @@ class Admission:
         outcome = Outcome(DEAD, STATE_DEAD, self.error_record(header, TaskDead(reason)), (), reason)
         self._settler.end(job, outcome)
         return False
+
+    def _count_in_message(self, job: Job, header: Header, starts: int) -> None:
+        """Replace a message by a copy that says how often it was started; the copy runs when it is delivered.
+
+        The broker tells "again" at most, and there is no store to count in.
+        """
+        payload = envelope.with_changes(header, job.payload[job.body :], changes={STARTS: starts})
+        name = f"{envelope.message_id(header)}.start{starts}"
+        again = Outbound(name, job.queue, payload, int(header.get(PRIORITY, 5)), 0.0, header.get(GROUP))
+        self._settler.forward(job, (again,))
 
     def _count_start(self, header: Header, job: Job) -> int:
         """Return how often the message was started before, by what can count it here."""
@@ -222,7 +251,8 @@ class Admission:
         except StoreError:
             return job.deliveries - 1
         # the first delivery is not counted in the store: it may or may not have been started
-        return min(int(result.current or b"1"), job.deliveries - 1)
+        count = int(result.current or b"1")
+        return min(count, job.deliveries - 1) if self.exact else count
 
     @staticmethod
     def _stored_follow_ups(data: bytes | None) -> Sequence[Outbound]:

@@ -175,7 +175,7 @@ class Engine:
         Raises:
             StoreError, TransportError: it cannot be done now; the job must wait.
         """
-        if job.deliveries > 1 and not self.admission.clear(job):
+        if self.admission.is_suspect(job) and not self.admission.clear(job):
             self.held.pop(job.key, None)
             return False
         task = self.worker.app.tasks[job.task]
@@ -331,7 +331,9 @@ class PoolEngine(Engine):
             job = self.held.pop(key, None)
             if job is None:
                 continue
-            if job.delivery is not None and job.deliveries < self.worker.app.settings.max_deliveries:
+            # where the broker's count cannot tell, the verdict comes when the message is to start again
+            again = not self.admission.exact or job.deliveries < self.worker.app.settings.max_deliveries
+            if job.delivery is not None and again:
                 self.settler.release([job], counted=True)
             else:
                 text = f"its process died: {reason} (delivery {job.deliveries})"
