@@ -218,7 +218,8 @@ class Task(Generic[P, R]):
         Options: ``countdown`` (seconds), ``eta`` (aware datetime), ``queue``, ``priority`` (0–9, higher first),
         ``expires`` (seconds or aware datetime), ``task_id``, ``headers``, ``group`` (ordered queues),
         ``ignore_result``, ``max_retries``, ``publish_timeout`` (seconds), ``transaction`` (the caller's own database
-        connection or session), ``routing_key`` (on brokers that route: every queue bound to it gets the message). Raises as ``delay``, and NotSupported for an option that the broker cannot honour.
+        connection or session), ``routing_key`` (on brokers that route: every queue bound to
+        it gets the message). Raises as ``delay``, and NotSupported for an option that the broker cannot honour.
         """
         return self.app.producer.send(self, tuple(args), dict(kwargs or {}), options)
 

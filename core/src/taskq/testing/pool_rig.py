@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
@@ -13,7 +13,7 @@ from taskq.errors import TaskQError
 from taskq.message import Job, Outcome
 from taskq.spi import Finished, Pool, PoolConfig, PoolSpec, SupportsInline
 from taskq.testing.base import eventually, within
-from taskq.testing.pool_runtime import KitRuntime, encode
+from taskq.testing.pool_runtime import HEAD, KitRuntime, encode
 
 if TYPE_CHECKING:
     from taskq.testing.pools_running import PoolBase
@@ -38,6 +38,12 @@ class RecordingSink:
         self.on_finished: Callable[[], None] = lambda: None
         self.raises = 0
         """How many of the next calls raise, after they were recorded."""
+        self.asked: list[bytes] = []
+        self.unanswered: list[Callable[[], None]] = []
+        """Answers that were held back, to be given by calling them."""
+        self.holds_answers = False
+        self.problems: list[BaseException] = []
+        """What was raised where an answer was given."""
 
     def _record(self, what: str, keys: Iterable[int]) -> None:
         with self.changed:
@@ -70,7 +76,20 @@ class RecordingSink:
         self._record("aborted", keys)
 
     def request(self, data: bytes, reply: Callable[[bytes], None]) -> None:
-        reply(b"answer to " + data)
+        """Answer on another thread, as the kernel does."""
+
+        def answer() -> None:
+            try:
+                reply(b"answer to " + data)
+            except BaseException as error:
+                self.problems.append(error)
+
+        with self.changed:
+            self.asked.append(data)
+            if self.holds_answers:
+                self.unanswered.append(answer)
+                return
+        threading.Thread(target=answer, name="kit: answer", daemon=True).start()
 
     def reported(self, *whats: str) -> list[int]:
         """Return the keys reported in these ways, in order, repeats included; without ``whats``: all ends."""
@@ -99,6 +118,13 @@ class RecordingSink:
                 self.changed.wait(left)
 
 
+class Unshippable:
+    """Stands for a header or delivery, which are of use in the worker's process alone."""
+
+    def __reduce__(self) -> Any:
+        raise TypeError("a job's header and delivery stay in the worker's process; a child gets neither")
+
+
 class PoolBench:
     """One pool at work, with its sink and its jobs."""
 
@@ -114,7 +140,8 @@ class PoolBench:
     # ------------------------------------------------------------------------------------------- jobs
 
     def job(self, action: str, *arguments: Any, task: str = "kit.task") -> Job:
-        return Job(self.rig.next_key(), encode(action, *arguments), task, "kit", 1)
+        payload, hidden = encode(action, *arguments), Unshippable()
+        return Job(self.rig.next_key(), payload, task, "kit", 1, len(HEAD), hidden, hidden)
 
     def jobs(self, count: int, action: str = "noop", *arguments: Any) -> list[Job]:
         return [self.job(action, *arguments) for _ in range(count)]
@@ -125,11 +152,15 @@ class PoolBench:
 
     def where(self) -> dict[int, tuple[int, int]]:
         """Return key → (process, thread)."""
-        found = {}
+        found: dict[int, tuple[int, int]] = {}
         for line in self.runtime.lines("runs"):
             key, process, thread = map(int, line.split())
             found[key] = process, thread
         return found
+
+    def saw(self, job: Job) -> list[str]:
+        """Return the names of the exceptions that were raised inside a job."""
+        return [line.split()[1] for line in self.runtime.lines("saw") if line.split()[0] == str(job.key)]
 
     def running(self, jobs: Sequence[Job]) -> set[int]:
         """Return the keys of those that have begun and not ended, by the jobs' own account."""
@@ -209,13 +240,21 @@ class PoolBench:
         assert job.key in self.sink.outcomes, f"job {job.key} was not reported as finished"
         return self.sink.outcomes[job.key].outcome
 
+    def state(self, job: Job) -> str:
+        """Return the state that a job ended in, or the type of the error for which the pool ended it."""
+        if job.key in self.sink.errors:
+            return type(self.sink.errors[job.key]).__name__
+        return self.outcome(job).state
+
     def stop(self, seconds: float | None = None) -> Sequence[int]:
-        """Stop the pool, giving running jobs this time."""
+        """Stop the pool, giving running jobs this time; on this thread, as the kernel does it on its main one."""
         self._stopped = True
         patience = self.rig.patience_s
-        deadline = time.monotonic() + (patience if seconds is None else seconds)
-        limit = patience * 2 + (seconds or 0.0)
-        return list(within(limit, "stop(deadline)", lambda: self.pool.stop(deadline)))
+        begin = time.monotonic()
+        unfinished = list(self.pool.stop(begin + (patience if seconds is None else seconds)))
+        took, limit = time.monotonic() - begin, patience * 2 + (seconds or 0.0)
+        assert took < limit, f"stop(deadline) did not return within {limit:g} s, but after {took:.1f} s"
+        return unfinished
 
     def close(self) -> None:
         self.open()
@@ -233,6 +272,7 @@ class PoolRig:
         self.quiet_s = suite.quiet_s
         self._folder = folder
         self._benches: list[PoolBench] = []
+        self._runtimes = 0
         self._key = 0
 
     def next_key(self) -> int:
@@ -245,30 +285,42 @@ class PoolRig:
         most = self.spec.capabilities.max_concurrency
         return self.suite.concurrency if most is None else min(self.suite.concurrency, most)
 
-    def make(self, concurrency: int | None = None) -> Pool:
-        """Make a pool that is not started."""
+    def config(self, concurrency: int | None = None, **recycle: int) -> PoolConfig:
+        """Return what a pool is made with; ``recycle`` are fields of PoolConfig."""
         slots = self.concurrency if concurrency is None else concurrency
-        config = PoolConfig(concurrency=slots, options=self.suite.options_for(self.spec), name="kit")
-        return self.spec.factory(config)
+        return PoolConfig(concurrency=slots, options=self.suite.options_for(self.spec), name="kit", **recycle)
+
+    def make(self, concurrency: int | None = None, **recycle: int) -> Pool:
+        """Make a pool that is not started."""
+        return self.spec.factory(self.config(concurrency, **recycle))
+
+    def runtime(
+        self, asynchronous: bool | None = None, limits: Mapping[str, tuple[float | None, float | None]] | None = None
+    ) -> KitRuntime:
+        """Make a runtime with a folder of its own; ``limits`` are those of the tasks ``kit.NAME``."""
+        folder = self._folder / f"pool{self._runtimes}"
+        self._runtimes += 1
+        folder.mkdir()
+        named = {f"kit.{name}": pair for name, pair in (limits or {}).items()}
+        return KitRuntime(folder, named, self.suite.asynchronous if asynchronous is None else asynchronous)
 
     def start(
         self,
         concurrency: int | None = None,
         *,
         asynchronous: bool | None = None,
+        recycle: Mapping[str, int] | None = None,
         **limits: tuple[float | None, float | None],
     ) -> PoolBench:
-        """Start a pool; ``limits`` are soft and hard limits of the tasks ``kit.NAME``."""
+        """Start a pool, on this thread; ``limits`` are soft and hard limits of the tasks ``kit.NAME``."""
         slots = self.concurrency if concurrency is None else concurrency
-        folder = self._folder / f"pool{len(self._benches)}"
-        folder.mkdir()
-        named = {f"kit.{name}": pair for name, pair in limits.items()}
-        runtime = KitRuntime(
-            folder, named, asynchronous=self.suite.asynchronous if asynchronous is None else asynchronous
-        )
-        bench = PoolBench(self, self.make(slots), slots, runtime)
+        runtime = self.runtime(asynchronous, limits)
+        bench = PoolBench(self, self.make(slots, **(recycle or {})), slots, runtime)
         self._benches.append(bench)
-        within(self.patience_s * 4, "start", lambda: bench.pool.start(runtime, bench.sink))
+        begin = time.monotonic()
+        bench.pool.start(runtime, bench.sink)
+        took, limit = time.monotonic() - begin, self.patience_s * 4
+        assert took < limit, f"start did not return within {limit:g} s, but after {took:.1f} s"
         return bench
 
     def close(self) -> None:

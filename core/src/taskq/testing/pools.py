@@ -12,6 +12,7 @@ them, and those of ``run`` for the others.
 from __future__ import annotations
 
 import os
+import random
 import threading
 import time
 from collections import deque
@@ -23,9 +24,13 @@ from taskq.message import RELEASED, Job
 from taskq.spi import Support
 from taskq.testing.base import eventually, within
 
-pytest.register_assert_rewrite("taskq.testing.pool_rig", "taskq.testing.pools_running")
+pytest.register_assert_rewrite(
+    *(f"taskq.testing.{name}" for name in ("pool_rig", "pools_abilities", "pools_limits", "pools_running"))
+)
 
 from taskq.testing.pool_rig import PoolRig  # noqa: E402  after the line above, so that its asserts explain themselves
+from taskq.testing.pools_abilities import AbilityTests  # noqa: E402
+from taskq.testing.pools_limits import LimitTests  # noqa: E402
 from taskq.testing.pools_running import RunningTests, handing_off  # noqa: E402
 
 
@@ -35,7 +40,7 @@ def _inline(rig: PoolRig) -> PoolRig:
     return rig
 
 
-class PoolSuite(RunningTests):
+class PoolSuite(RunningTests, LimitTests, AbilityTests):
     """All tests of a pool; subclass it, name the pool, and set ``options`` where it needs some."""
 
     # ------------------------------------------------------------------------------------------ taking back
@@ -125,27 +130,6 @@ class PoolSuite(RunningTests):
         kept = [job.key for job in queued if job.key not in victims]
         assert [key for key in order if key in kept] == kept
 
-    def test_cancel_of_running_jobs_is_as_declared(self, rig: PoolRig) -> None:
-        """Check that ``cancel(hard=True)`` ends a running job where ``cancel_running`` is declared, and that it runs on
-        and is not among the returned keys where not.
-        """
-        bench = handing_off(rig).start()
-        slow = bench.job("wait", "gate")
-        bench.accept(slow)
-        bench.until_running(slow)
-        acted = list(bench.pool.cancel([slow.key], hard=True))
-        if rig.spec.capabilities.cancel_running is Support.NO:
-            assert not acted, "cancel says that it acted on a running job, which the capabilities exclude"
-            time.sleep(self.quiet_s)
-            assert slow.key not in bench.sink.reported()
-            bench.open("gate")
-        else:
-            assert acted == [slow.key]
-        bench.wait_for(slow)
-        after = bench.jobs(10)
-        bench.feed(after)
-        bench.check_once([slow, *after])
-
     # ------------------------------------------------------------------------------------------ resizing
 
     def test_resize_up(self, rig: PoolRig) -> None:
@@ -206,6 +190,29 @@ class PoolSuite(RunningTests):
         bench.check_once(jobs)
         eventually(self.patience_s, "both slots are free", lambda: bench.pool.free() == 2)
 
+    def test_resize_by_another_thread(self, rig: PoolRig) -> None:
+        """Check that no job is lost or run twice while another thread resizes as fast as it can."""
+        bench = self._resizable(rig).start(2)
+        over = threading.Event()
+        sizes = random.Random(7)
+
+        def resize() -> None:
+            while not over.is_set():
+                bench.pool.resize(sizes.randint(1, 4))
+                time.sleep(0.005)
+
+        resizer = threading.Thread(target=resize, name="kit: resizer", daemon=True)
+        resizer.start()
+        jobs = [bench.job("sleep", 0.002) for _ in range(150)]
+        try:
+            bench.feed(jobs)
+        finally:
+            over.set()
+            resizer.join(self.patience_s)
+        bench.check_once(jobs)
+        assert bench.pool.resize(3) == 3
+        eventually(self.patience_s, "all slots are free", lambda: bench.pool.free() == 3)
+
     def test_resize_that_is_not_declared_changes_nothing(self, rig: PoolRig) -> None:
         """Check that a pool without ``resize`` returns the number of slots it keeps."""
         if rig.spec.capabilities.resize:
@@ -236,18 +243,18 @@ class PoolSuite(RunningTests):
         bench.check_once(jobs)
 
     def test_stop_gives_up_at_the_deadline(self, rig: PoolRig) -> None:
-        """Check that ``stop`` returns soon after its deadline with the keys of the jobs that have not ended, that jobs
+        """Check that ``stop`` returns soon after its deadline with the keys of the jobs that do not give way, that jobs
         which did not start are returned or among them, and that nothing is reported later.
         """
-        bench = handing_off(rig).start()
-        quick, slow = bench.jobs(20), bench.jobs(bench.concurrency, "wait", "gate")
+        bench = handing_off(rig).start(asynchronous=False)
+        quick, slow = bench.jobs(20), bench.jobs(bench.concurrency, "stubborn", "gate")
         bench.feed(quick)
         bench.accept(*slow)
         bench.until_running(*slow)
         waiting = bench.jobs(10)
         waiting = waiting[: bench.submit(waiting)]
         unfinished = bench.stop(0.2)
-        assert {job.key for job in slow} <= set(unfinished) | set(bench.sink.reported("crashed"))
+        assert {job.key for job in slow} <= set(unfinished), "jobs that have not ended are not among the unfinished"
         assert not bench.ran().keys() & {job.key for job in waiting}, "stop started jobs that were waiting"
         reported = len(bench.sink.calls)
         bench.check_once([*quick, *slow, *waiting], gone=unfinished)
@@ -268,36 +275,7 @@ class PoolSuite(RunningTests):
         for key in set(bench.sink.reported("finished")) & {job.key for job in jobs}:
             assert bench.sink.outcomes[key].outcome.kind == RELEASED
 
-    # ------------------------------------------------------------------------------------------ limits and crashes
-
-    def test_soft_limit(self, rig: PoolRig) -> None:
-        """Check that SoftTimeLimitExceeded is raised inside a task that runs past its soft limit, if that is declared,
-        and in no other task, neither a shorter one nor the next on the same slot.
-        """
-        if rig.spec.capabilities.soft_limit is Support.NO:
-            pytest.skip("soft_limit=NO")
-        bench = rig.start(1, limited=(0.5, None))
-        bench.feed(bench.jobs(3))  # so that starting a process does not count
-        over = bench.job("until_limit", self.patience_s, task="kit.limited")
-        short = [bench.job("until_limit", 0.05, task="kit.limited") for _ in range(5)]
-        free = bench.job("until_limit", 0.8)
-        bench.feed([over, *short, free])
-        assert bench.outcome(over).state == "LIMIT", "a task ran past its soft limit"
-        for job in [*short, free]:
-            assert bench.outcome(job).state == "SUCCESS", "a soft limit struck a task that kept it, or has none"
-
-    def test_hard_limit(self, rig: PoolRig) -> None:
-        """Check that a task that runs past its hard limit is ended, if that is declared, and no other."""
-        if rig.spec.capabilities.hard_limit is Support.NO:
-            pytest.skip("hard_limit=NO")
-        bench = rig.start(limited=(None, 1.0))
-        bench.feed(bench.jobs(20))
-        over = bench.job("past_limits", 20.0, task="kit.limited")
-        others = [bench.job("sleep", 0.05, task="kit.limited"), bench.job("sleep", 1.5)]
-        bench.feed([over, *others, *bench.jobs(10)])
-        assert over.key in bench.sink.reported("crashed") or bench.outcome(over).state != "SUCCESS"
-        for job in others:
-            assert bench.outcome(job).state == "SUCCESS"
+    # ------------------------------------------------------------------------------------------ crashes
 
     def test_a_crash_is_isolated(self, rig: PoolRig) -> None:
         """Check that a job that kills its process is reported by ``crashed``, if isolation is declared, with the jobs

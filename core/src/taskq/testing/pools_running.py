@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import threading
 import time
@@ -16,11 +17,22 @@ from taskq.message import DONE, Job
 from taskq.spi import PoolSpec, Support, SupportsInline
 from taskq.testing.base import Suite, eventually, select
 from taskq.testing.pool_rig import PoolRig
+from taskq.testing.pool_runtime import HEAD, special
 
 
 def handing_off(rig: PoolRig) -> PoolRig:
     if rig.spec.capabilities.inline:
         pytest.skip("an inline pool takes no jobs by submit")
+    return rig
+
+
+def of_kind(rig: PoolRig, kind: str) -> PoolRig:
+    """Skip where the pool does not run tasks of a kind, ``def`` or ``async def``."""
+    caps = rig.spec.capabilities
+    if kind == "async def" and caps.async_tasks is Support.NO:
+        pytest.skip("async_tasks=NO")
+    if kind == "def" and not caps.sync_tasks:
+        pytest.skip("sync_tasks is not declared")
     return rig
 
 
@@ -193,6 +205,86 @@ class RunningTests(PoolBase):
         jobs = bench.jobs(10, "sleep", 0.01)
         bench.feed(jobs)
         bench.check_once(jobs)
+
+    def test_a_job_arrives_whole(self, rig: PoolRig) -> None:
+        """Check that the runtime gets what ``submit`` was given, except ``header`` and ``delivery``, which need not be
+        fit to leave the worker's process.
+        """
+        bench = rig.start()
+        plain = bench.job("facts")
+        large = bench.job("facts", "x" * 3_000_000)
+        other = bench.job("facts", task="kit.\u00fc")
+        other.queue, other.deliveries = "kit \U0001f980", 7
+        bench.feed([plain, large, other])
+        head = HEAD.decode()
+        for job in (plain, large, other):
+            facts = json.loads(bench.outcome(job).result or b"null")
+            assert facts == [head, job.task, job.queue, job.deliveries]
+
+    def test_outcomes_arrive_whole(self, rig: PoolRig) -> None:
+        """Check that outcomes of each kind are reported as the runtime returned them, with their follow-ups."""
+        bench = rig.start()
+        kinds = ["dead", "retry", "released"]
+        jobs = [bench.job("special", kind) for kind in kinds]
+        bench.feed(jobs)
+        bench.check_once(jobs)
+        for job, kind in zip(jobs, kinds, strict=True):
+            assert bench.outcome(job) == special(kind)
+
+    def test_text_that_is_no_text_costs_nothing(self, rig: PoolRig) -> None:
+        """Check that an outcome whose reason holds lone surrogates, as names of files do, is reported like others."""
+        bench = rig.start()
+        odd, others = bench.job("special", "not text"), bench.jobs(10)
+        bench.feed([*others[:5], odd, *others[5:]])
+        bench.check_once([odd, *others])
+        found = bench.outcome(odd)
+        assert (found.kind, found.state, found.result) == (DONE, "FAILURE", b"\xff")
+        assert (found.reason or "").startswith("file ")
+
+    def test_large_outcomes_hold_up_nobody(self, rig: PoolRig) -> None:
+        """Check that outcomes of 8 MB arrive whole, and the small ones between them, too."""
+        bench = rig.start()
+        large, small = bench.jobs(3, "big", 8 << 20), bench.jobs(60)
+        bench.feed([*small[:20], large[0], *small[20:40], *large[1:], *small[40:]])
+        bench.check_once([*large, *small])
+        for job in large:
+            text = str(job.key).encode()
+            assert bench.outcome(job).result == text * ((8 << 20) // len(text)), "a large outcome was damaged"
+        for job in small:
+            assert bench.outcome(job).result == str(job.key).encode()
+
+    @pytest.mark.parametrize("kind", ["def", "async def"])
+    def test_context_variables_end_with_their_job(self, rig: PoolRig, kind: str) -> None:
+        """Check that what a job sets in context variables is not seen by another one, earlier, later or beside it."""
+        bench = of_kind(rig, kind).start(asynchronous=kind == "async def")
+        jobs = bench.jobs(60, "remember")
+        bench.feed(jobs)
+        bench.check_once(jobs)
+        assert {bench.outcome(job).state for job in jobs} == {"SUCCESS"}, "a context variable outlived its job"
+
+    def test_a_job_that_exits_costs_nothing(self, rig: PoolRig) -> None:
+        """Check that ``sys.exit`` in a task fails it, and neither ends the worker nor costs a slot."""
+        bench = rig.start()
+        leaving, others = [bench.job("leave", status) for status in (0, 1, "bye", None)], bench.jobs(30)
+        bench.feed([*leaving, *others])
+        bench.check_once([*leaving, *others])
+        assert {bench.outcome(job).state for job in leaving} == {"FAILURE"}
+        assert bench.pool.free() == bench.concurrency
+
+    def test_pools_side_by_side(self, rig: PoolRig) -> None:
+        """Check that two pools in one process do not disturb each other, also when one of them stops."""
+        one, two = rig.start(), rig.start()
+        first, second = one.jobs(60), two.jobs(60)
+        for begin in range(0, 60, 20):
+            one.feed(first[begin : begin + 20])
+            two.feed(second[begin : begin + 20])
+        one.check_once(first)
+        two.check_once(second)
+        assert not set(one.sink.reported()) & {job.key for job in second}, "a job was reported by another pool"
+        assert not one.stop()
+        after = two.jobs(20)
+        two.feed(after)
+        two.check_once(after)
 
     # ------------------------------------------------------------------------------------------ slots
 

@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import itertools
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 
 from taskq import envelope
-from taskq.envelope import EXPIRES, GROUP, NOT_BEFORE, PARKED, PRIORITY, STARTS, STORE, Header
+from taskq.envelope import EXPIRES, GROUP, GUARD, NOT_BEFORE, PARKED, PRIORITY, STARTS, STORE, Header
 from taskq.errors import DecodeError, StoreError, TaskDead, TaskExpired, UnknownTask
 from taskq.failure import encode_error
 from taskq.message import DEAD, DONE, Delivery, Job, Outbound, Outcome
@@ -58,6 +58,8 @@ class Admission:
         self._careful_tasks = {n for n, t in app.tasks.items() if t.at_most_once or self._tracks(t)}
         self._expected = set(app.tasks)
         self._warned_stores: set[str] = set()
+        self.may_run: Callable[[Job], bool] = lambda job: True
+        """What decides on a guard of a long run; see ``Carrier``."""
         self.orphans: dict[RunKey, Job] = {}
         """Jobs that still run here although their lease was lost; a redelivery of one is adopted, not run twice."""
         self.adopted: list[Job] = []
@@ -98,7 +100,7 @@ class Admission:
                 continue
             if header.reply is not None and (label or (extra is not None and STORE in extra) or self._store is None):
                 self._check_store(header)
-            if delivery.deliveries > 1 or (extra is not None and STARTS in extra):  # as is_suspect
+            if delivery.deliveries > 1 or (extra is not None and (STARTS in extra or GUARD in extra)):  # as is_suspect
                 if not self.orphans or not self._adopt(job, header):
                     suspects.append(job)
             elif task in careful_tasks:
@@ -189,7 +191,7 @@ class Admission:
     @staticmethod
     def is_suspect(job: Job) -> bool:
         """Whether a message may have been started before, and so may be what killed its worker."""
-        return job.deliveries > 1 or bool(job.header.get(STARTS))
+        return job.deliveries > 1 or bool(job.header.get(STARTS)) or bool(job.header.get(GUARD))
 
     def clear(self, job: Job) -> bool:
         """Decide on one redelivered message right before its start; True to run it.
@@ -211,6 +213,8 @@ class Admission:
                     self._settler.forward(job, self._stored_follow_ups(record.follow_ups) if same else ())
                     logger.info("task %s [%s] had ended before it came back; it is not run again", job.task, header.id)
                     return False
+        if header.get(GUARD) and not self.may_run(job):
+            return False
         if self._coordination is None and not self.exact:
             if job.deliveries <= 1:
                 return True  # this very start is counted in the message already
@@ -252,7 +256,7 @@ class Admission:
             return job.deliveries - 1
         # the first delivery is not counted in the store: it may or may not have been started
         count = int(result.current or b"1")
-        return min(count, job.deliveries - 1) if self.exact else count
+        return min(count, job.deliveries - 1) if self.exact and not header.get(GUARD) else count
 
     @staticmethod
     def _stored_follow_ups(data: bytes | None) -> Sequence[Outbound]:

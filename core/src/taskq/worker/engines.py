@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from taskq.errors import StoreError, TaskDead, TaskInterrupted, TaskQError, TransportError
 from taskq.failure import ResultPayload, encode_payload
-from taskq.message import ACK, DEAD, Delivery, Job, Lost, Outcome, Record, Settlement
+from taskq.message import ACK, DEAD, RELEASED, Delivery, Job, Lost, Outcome, Record, Settlement
 from taskq.spi.capabilities import HandBack
 from taskq.spi.pool import Finished, Pool, SupportsInline
 from taskq.states import DEAD as STATE_DEAD
@@ -112,6 +112,9 @@ class Engine:
     def give_back(self, jobs: Sequence[Job], *, counted: bool = False) -> None:
         """Hand jobs back that did not start, in order."""
         kept = [job for job in jobs if self.held.pop(job.key, None) is not None]
+        for job in kept:
+            if job.delivery is None:
+                self.worker.carrier.forget(job)
         self.settler.release(kept, counted=counted)
 
     def lost(self, losses: Sequence[Lost]) -> None:
@@ -149,11 +152,17 @@ class Engine:
             if job is None:
                 self._keep_orphan(finished)
                 continue
+            if job.delivery is None:
+                self._end_carried(job, finished)
             jobs.append(job)
             mine.append(finished)
         if mine:
             self.take.saw([job.task for job in jobs], mine)
             self.settler.finish(jobs, mine)
+
+    def _end_carried(self, job: Job, finished: Finished) -> None:
+        carrier = self.worker.carrier
+        (carrier.forget if finished.outcome.kind == RELEASED else carrier.ended)(job)
 
     def _keep_orphan(self, finished: Finished) -> None:
         kept = self.worker.finished_orphans
@@ -333,10 +342,13 @@ class PoolEngine(Engine):
                 continue
             # where the broker's count cannot tell, the verdict comes when the message is to start again
             again = not self.admission.exact or job.deliveries < self.worker.app.settings.max_deliveries
+            if job.delivery is None and again and self.worker.carrier.forget(job):
+                continue  # its guard runs it
             if job.delivery is not None and again:
                 self.settler.release([job], counted=True)
             else:
                 text = f"its process died: {reason} (delivery {job.deliveries})"
+                self.worker.carrier.ended(job)
                 record = self.admission.error_record(job.header, TaskDead(text))
                 self.settler.end(job, Outcome(DEAD, STATE_DEAD, record, (), text))
         self._done.put(())
@@ -344,6 +356,7 @@ class PoolEngine(Engine):
     def aborted(self, keys: Sequence[int], error: TaskQError) -> None:
         """The pool ended jobs: their tasks fail, are retried or count as revoked, by their own rules."""
         for job in [job for key in keys if (job := self.held.pop(key, None)) is not None]:
+            self.worker.carrier.ended(job)
             self.settler.end(job, self.worker.runtime.abort(job, error))
         self._done.put(())
 

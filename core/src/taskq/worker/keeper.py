@@ -70,6 +70,8 @@ class Keeper:
                 if now >= next_beat:
                     next_beat = now + self._interval
                     self._renew(now)
+                    self._worker.carrier.renew()
+                self._worker.carrier.tick(now)
                 self._hand_back_waiting()
             except Exception:
                 logger.exception("the lease keeper met an unexpected error; it goes on")

@@ -22,6 +22,7 @@ from taskq.spi.specs import PoolConfig
 from taskq.spi.transport import Committer, SupportsFuse
 from taskq.worker.admission import Admission
 from taskq.worker.autoscale import Autoscale
+from taskq.worker.carrier import Carrier
 from taskq.worker.engines import InlineEngine, PoolEngine
 from taskq.worker.keeper import Keeper
 from taskq.worker.settler import DEAD_SUFFIX, Settler, pump_until
@@ -103,6 +104,8 @@ class Worker:
         )  # fmt: skip
         self.fused = committer is not None
         self.admission = Admission(app, self.settler, worker=self.name)
+        self.carrier = Carrier(self)
+        self.admission.may_run = self.carrier.may_run
         self.runtime = TaskRuntime(app, self.name)
         options = app.config.plugin_options("pool", spec.name, spec.options)
         config = PoolConfig(

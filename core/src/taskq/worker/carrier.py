@@ -1,0 +1,177 @@
+"""The carrier: runs that last longer than the broker lets a message be held.
+
+Some brokers take a message back after a fixed time, however often its lease is renewed (RabbitMQ's consumer timeout,
+half an hour by default; twelve hours on SQS). Well before that, the worker takes a place in the result store's
+``Coordination`` for the run, sends a delayed copy of the message as its guard, and acknowledges the message. Whoever
+gets the guard looks for the run: while its place is kept, the guard is sent on; when the run has ended, it is
+acknowledged; when the place is free and there is no end, the run has died, and the guard is the message that runs.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from typing import TYPE_CHECKING, Any
+
+from taskq import envelope
+from taskq.envelope import GROUP, GUARD, PRIORITY, Header
+from taskq.errors import NotSupported, StoreError, TransportError
+from taskq.message import ACK, Job, Outbound, Settlement
+from taskq.spi.capabilities import Support
+from taskq.spi.store import Coordination, Op, OpKind
+
+if TYPE_CHECKING:
+    from taskq.worker.worker import Worker
+
+logger = logging.getLogger("taskq.worker")
+_SHARE = 0.5
+"""Share of the longest hold after which a message is replaced by its guard."""
+_GUARD_PERIOD = 60.0
+"""Longest time in seconds between two looks of a guard: what a crash of a long run costs at most."""
+
+
+class Carrier:
+    """Carries the long runs of one worker; all calls but ``ended`` and ``forget`` come from the keeper's thread."""
+
+    def __init__(self, worker: Worker) -> None:
+        self._worker = worker
+        caps = worker.transport.capabilities
+        self._max_hold = caps.max_hold_s
+        store: Any = worker.store
+        able = store is not None and store.capabilities.coordination and caps.delay is not Support.NO
+        self._coordination: Coordination | None = store if able and isinstance(store, Coordination) else None
+        self._since: dict[int, float] = {}
+        self._carried: dict[int, tuple[Job, str]] = {}
+        self._ended: list[str] = []
+        if self._max_hold is not None:
+            self._ttl = 3 * worker.lease
+            self._period = max(0.5, min(_GUARD_PERIOD, self._max_hold / 4))
+            self._check()
+
+    def _check(self) -> None:
+        """Refuse tasks that are known to last longer than can be held or carried."""
+        if self._coordination is not None:
+            return
+        longest = self._max_hold or 0.0
+        tasks = self._worker.app.tasks.values()
+        over = [t.name for t in tasks if t.time_limit is not None and t.time_limit > longest]
+        why = f"the broker takes a message back after {longest:g} s"
+        what = (
+            "a result store with coordination (redis, postgresql, …) carries longer runs; or raise the broker's limit"
+        )
+        if over:
+            raise NotSupported(f"task {over[0]} may run longer than its message can be held: {why}. {what}")
+        if any(t.time_limit is None for t in tasks):
+            logger.warning("a task that runs longer is run twice: %s; %s, or give tasks a time_limit", why, what)
+
+    def ended(self, job: Job) -> None:
+        """Take note that a carried run has an outcome, which is about to be settled."""
+        carried = self._carried.pop(job.key, None)
+        if carried is not None:
+            self._ended.append(carried[1])
+
+    def forget(self, job: Job) -> bool:
+        """Take note that a run will not end here: its guard is free to run. Return whether it was carried."""
+        carried = self._carried.pop(job.key, None)
+        if carried is None or self._coordination is None:
+            return False
+        try:
+            self._coordination.release(_run(carried[1]), self._owner(job))
+        except StoreError as error:
+            logger.debug("the place of a run is given up when its time ends: %s", error)
+        return True
+
+    def tick(self, now: float) -> None:
+        """Look for runs that have lasted long, and clean up after those that have ended; ``now`` is monotonic."""
+        if self._max_hold is None or self._coordination is None:
+            return
+        since = self._since
+        held = {key: job for key, job in list(self._worker.held.items()) if job.delivery is not None}
+        for key in [key for key in since if key not in held]:
+            del since[key]
+        for key, job in held.items():
+            if now - since.setdefault(key, now) > self._max_hold * _SHARE:
+                self._carry(self._coordination, job)
+        if self._ended and not self._worker.settler.waiting:
+            self._finish(self._coordination)
+
+    def renew(self) -> None:
+        """Keep the places of the runs that are carried; called every third of the lease."""
+        if self._coordination is None:
+            return
+        for job, message in list(self._carried.values()):
+            try:
+                self._coordination.renew(_run(message), self._owner(job), ttl=self._ttl)
+            except StoreError as error:
+                logger.warning("the place of a long run cannot be renewed now: %s", error)
+
+    def _owner(self, job: Job) -> str:
+        return f"{self._worker.name}:{job.key}"
+
+    def _carry(self, coordination: Coordination, job: Job) -> None:
+        header: Header = job.header
+        message = envelope.message_id(header)
+        try:
+            if not coordination.acquire(_run(message), self._owner(job), ttl=self._ttl):
+                return
+            guard = self.guard(job)
+            failures = self._worker.transport.send([guard])
+            if failures:
+                raise TransportError(failures[0].reason)
+            receipt, job.delivery = job.delivery.receipt, None
+            self._carried[job.key] = job, message
+            with self._worker.settler.lock:
+                self._worker.consumer.settle([Settlement(receipt, ACK)])
+        except (StoreError, TransportError) as error:
+            logger.warning("task %s [%s] runs long and cannot be carried yet: %s", job.task, header.id, error)
+            return
+        self._since.pop(job.key, None)
+        logger.info("task %s [%s] runs long: a guard takes its message's place", job.task, header.id)
+
+    def guard(self, job: Job) -> Outbound:
+        """Return the next guard of a message: a delayed copy."""
+        header: Header = job.header
+        number = int(header.get(GUARD) or 0) + 1
+        payload = envelope.with_changes(header, job.payload[job.body :], changes={GUARD: number})
+        # its number alone would repeat where a guard that ran is carried in turn
+        name = f"{envelope.message_id(header)}.guard{number}.{int(time.time() * 1000):x}"
+        return Outbound(name, job.queue, payload, int(header.get(PRIORITY, 5)), self._period, header.get(GROUP))
+
+    def _finish(self, coordination: Coordination) -> None:
+        """Tell guards of runs that have ended; the guards are gone after two of their periods."""
+        ended, self._ended = self._ended, []
+        ttl = 4 * self._period + self._ttl
+        try:
+            coordination.apply([Op(kind=OpKind.PUT, key=_done(m), value=b"1", ttl=ttl) for m in ended])
+        except StoreError as error:
+            self._ended += ended
+            logger.warning("guards of long runs cannot be told yet that they have ended: %s", error)
+
+    def may_run(self, job: Job) -> bool:
+        """Decide on a guard that was delivered: send it on, end it, or let it run; True for the last.
+
+        Raises:
+            StoreError: nothing is known; the guard must wait.
+        """
+        message = envelope.message_id(job.header)
+        coordination = self._coordination
+        if coordination is None:
+            return True
+        (done,) = coordination.apply([Op(kind=OpKind.GET, key=_done(message))])
+        if done.current is not None:
+            self._worker.settler.forward(job, ())
+            return False
+        owner = f"{self._worker.name}:guard:{job.key}"
+        if not coordination.acquire(_run(message), owner, ttl=self._ttl):
+            self._worker.settler.forward(job, (self.guard(job),))
+            return False
+        coordination.release(_run(message), owner)
+        return True
+
+
+def _run(message: str) -> str:
+    return f"taskq:run:{message}"[:200]
+
+
+def _done(message: str) -> str:
+    return f"taskq:done:{message}"[:200]

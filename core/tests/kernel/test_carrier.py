@@ -1,0 +1,135 @@
+"""Runs that last longer than the broker lets a message be held."""
+
+from __future__ import annotations
+
+import threading
+import time
+from typing import Any
+
+import pytest
+from msgspec import structs
+
+from taskq import TaskQ
+from taskq.errors import NotSupported
+from taskq_transport_memory.transport import MemoryTransport
+
+HOLD = 0.6
+
+
+@pytest.fixture(autouse=True)
+def short_hold(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have the memory transport say that a message can be held for less than a second."""
+    shorter = structs.replace(MemoryTransport.capabilities.fget(None), max_hold_s=HOLD)  # type: ignore[attr-defined]
+    monkeypatch.setattr(MemoryTransport, "capabilities", property(lambda self: shorter))
+
+
+@pytest.fixture
+def gate() -> threading.Event:
+    return threading.Event()
+
+
+def waiting(app: TaskQ, gate: threading.Event, runs: list[int], **options: Any) -> Any:
+    @app.task(name="long", **options)
+    def long() -> int:
+        runs.append(1)
+        gate.wait(20)
+        return len(runs)
+
+    return long
+
+
+def carried(app: TaskQ, rig: Any, runs: list[int]) -> bool:
+    """Whether the task runs, the queue holds the guard, and nothing is in flight any more."""
+    ready, in_flight, delayed = rig.counts(app)
+    return bool(runs) and in_flight == 0 and ready + delayed == 1
+
+
+def test_a_long_run_gives_its_message_up_for_a_guard_and_runs_once(rig: Any, pool: str, gate: threading.Event) -> None:
+    app, runs = rig.app("memory"), []
+    long = waiting(app, gate, runs)
+    with rig.work(app, pool):
+        result = long.delay()
+        rig.eventually(lambda: carried(app, rig, runs))
+        time.sleep(1.5)  # several rounds of the guard
+        assert runs == [1]
+        gate.set()
+        assert result.get(timeout=10) == 1
+        rig.wait_empty(app)
+    assert runs == [1]
+    assert rig.dead(app) == []
+
+
+def test_a_task_without_result_is_not_run_again_by_its_guard(rig: Any, pool: str, gate: threading.Event) -> None:
+    app, runs = rig.app("memory"), []
+    long = waiting(app, gate, runs, ignore_result=True)
+    with rig.work(app, pool):
+        long.delay()
+        rig.eventually(lambda: carried(app, rig, runs))
+        gate.set()
+        rig.wait_empty(app)
+    assert runs == [1]
+
+
+def test_the_guard_runs_what_died(rig: Any, gate: threading.Event) -> None:
+    app, runs = rig.app("memory", lease=1.0), []
+    long = waiting(app, gate, runs)
+    first = app.worker(pool="threads", concurrency=1, grace=0.1).start()
+    result = long.delay()
+    rig.eventually(lambda: carried(app, rig, runs))
+    first.carrier.renew = lambda: None  # as if killed: nothing is kept, nothing is handed back
+    first.carrier.forget = lambda job: False  # type: ignore[method-assign]
+    first.stop(interrupt=True)
+    first.join(10)
+    assert runs == [1]
+    gate.set()
+    with rig.work(app, "solo"):
+        assert result.get(timeout=20) == 2
+        rig.wait_empty(app)
+
+
+def test_a_retry_of_a_long_run_is_a_message_of_its_own(rig: Any, pool: str, gate: threading.Event) -> None:
+    app, runs = rig.app("memory"), []
+
+    @app.task(name="flaky", max_retries=1, retry_backoff=0)
+    def flaky() -> int:
+        runs.append(1)
+        if len(runs) == 1:
+            gate.wait(20)
+            raise ValueError("once more")
+        return len(runs)
+
+    with rig.work(app, pool):
+        result = flaky.delay()
+        rig.eventually(lambda: carried(app, rig, runs))
+        gate.set()
+        assert result.get(timeout=10) == 2
+        rig.wait_empty(app)
+    assert len(runs) == 2
+
+
+def test_a_known_length_beyond_the_hold_is_refused_where_nothing_carries(rig: Any, gate: threading.Event) -> None:
+    app = rig.app("storeless")
+    waiting(app, gate, [], time_limit=60.0)
+    worker = app.worker(pool="solo")
+    worker._check_tasks = lambda caps: None  # solo keeps no limits; that refusal is tested elsewhere
+    with pytest.raises(NotSupported, match="may run longer than its message can be held"):
+        worker._prepare()
+
+
+def test_an_unknown_length_is_warned_of_where_nothing_carries(
+    rig: Any, gate: threading.Event, caplog: pytest.LogCaptureFixture
+) -> None:
+    app = rig.app("storeless")
+    waiting(app, gate, [])
+    with rig.work(app, "solo"):
+        pass
+    assert "a task that runs longer is run twice" in caplog.text
+
+
+def test_short_runs_know_nothing_of_it(rig: Any, pool: str, gate: threading.Event) -> None:
+    app, runs = rig.app("memory"), []
+    gate.set()
+    long = waiting(app, gate, runs)
+    with rig.work(app, pool) as worker:
+        assert long.delay().get(timeout=10) == 1
+        assert worker.carrier._carried == {}
