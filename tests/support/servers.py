@@ -257,7 +257,69 @@ class Redis(Valkey):
         return which("redis-server")
 
 
-SERVERS: dict[str, type[Server]] = {kind.name: kind for kind in (PostgreSQL, MariaDB, Valkey, Redis)}
+class Maven(Server):
+    """A server that comes as jars by its Maven coordinates, kept in TASKQ_SERVERS (~/.cache/taskq-servers)."""
+
+    packages = "maven default-jre-headless"
+    coordinates: ClassVar[str]  # group:artifact:version
+    main: ClassVar[str]
+
+    @classmethod
+    def program(cls) -> str | None:
+        java = which("java")
+        return java if java and (cls.jars().exists() or which("mvn")) else None
+
+    @classmethod
+    def jars(cls) -> Path:
+        cache = Path(os.environ.get("TASKQ_SERVERS") or Path.home() / ".cache/taskq-servers")
+        return cache / cls.name / cls.coordinates.rpartition(":")[2]
+
+    def prepare(self) -> None:
+        jars = self.jars()
+        if jars.exists():
+            return
+        names = zip(("groupId", "artifactId", "version"), self.coordinates.split(":"), strict=True)
+        dependency = "".join(f"<{name}>{value}</{name}>" for name, value in names)
+        (self.folder / "pom.xml").write_text(
+            "<project><modelVersion>4.0.0</modelVersion><groupId>taskq.test</groupId><artifactId>server</artifactId>"
+            f"<version>1</version><dependencies><dependency>{dependency}</dependency></dependencies></project>"
+        )
+        jars.parent.mkdir(parents=True, exist_ok=True)
+        made = Path(tempfile.mkdtemp(prefix="new-", dir=jars.parent))
+        say(f"{self.name}: fetching {self.coordinates} with Maven")
+        self.tool("mvn", "-q", "-B", "dependency:copy-dependencies", f"-DoutputDirectory={made}")
+        with contextlib.suppress(OSError):  # somebody else was quicker
+            made.rename(jars)
+        shutil.rmtree(made, ignore_errors=True)
+
+    def java(self, *options: str) -> list[str]:
+        """The command: a small heap, and a start that is quick rather than a long run that is."""
+        small = ["-Xmx256m", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1"]
+        return [str(which("java")), *small, *options, "-cp", f"{self.jars()}/*", self.main]
+
+
+class ElasticMQ(Maven):
+    """A stand-in for Amazon SQS, in memory."""
+
+    name = "elasticmq"
+    coordinates = "org.elasticmq:elasticmq-server_2.13:1.7.1"
+    main = "org.elasticmq.server.Main"
+
+    def command(self) -> list[str]:
+        (self.folder / "elasticmq.conf").write_text(
+            f"""include classpath("application.conf")
+rest-sqs {{ enabled = true, bind-port = {self.port}, bind-hostname = "127.0.0.1", sqs-limits = strict }}
+rest-stats.enabled = false
+node-address {{ protocol = http, host = 127.0.0.1, port = {self.port}, context-path = "" }}
+"""
+        )
+        return self.java(f"-Dconfig.file={self.folder}/elasticmq.conf")
+
+    def url(self) -> str:
+        return f"sqs://127.0.0.1:{self.port}"
+
+
+SERVERS: dict[str, type[Server]] = {kind.name: kind for kind in (PostgreSQL, MariaDB, Valkey, Redis, ElasticMQ)}
 
 
 def which(program: str) -> str | None:
