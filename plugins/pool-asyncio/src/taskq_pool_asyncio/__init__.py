@@ -1,0 +1,1 @@
+"""The asyncio pool: jobs run as coroutines on an event loop."""

@@ -1,0 +1,89 @@
+"""The asyncio tasks that jobs run in.
+
+A coroutine needs a ``asyncio.Task`` around it, or ``asyncio.timeout``, ``TaskGroup`` and ``current_task()`` break, and
+making one costs more than a short job. So jobs that never wait share one, one after the other; a job that waits keeps
+the one it is in, which ends with it. Nobody can tell the difference: a driver that somebody took a liking to (a
+callback, a cancellation, a reference kept, a key of a dictionary) is not used again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Coroutine, Generator
+from contextvars import Context
+from sys import getrefcount
+from types import coroutine
+from typing import Any
+
+from taskq.errors import TaskQError
+from taskq.spi import Job, Outcome
+
+
+class Driver(asyncio.Task[None]):
+    """A task that runs jobs."""
+
+    spoilt = False
+    """Whether a job did something to this task that the next one could notice."""
+
+    def cancel(self, msg: Any | None = None) -> bool:
+        self.spoilt = True
+        return super().cancel(msg)
+
+    def add_done_callback(self, fn: Callable[[Any], object], /, *, context: Context | None = None) -> None:
+        self.spoilt = True
+        super().add_done_callback(fn, context=context)
+
+    def __hash__(self) -> int:
+        self.spoilt = True
+        return super().__hash__()
+
+    def references(self) -> int:
+        """Return a number that grows when somebody keeps a reference to this task."""
+        return getrefcount(self)
+
+
+class Run:
+    """A job that waits for something."""
+
+    __slots__ = ("coroutine", "driver", "due", "job", "left", "presses", "reason", "since", "stopping", "timer")
+
+    def __init__(self, job: Job, driver: Driver, coroutine: Coroutine[Any, Any, Outcome], since: float) -> None:
+        self.job = job
+        self.driver = driver
+        self.coroutine = coroutine
+        self.since = since
+        self.reason: TaskQError | None = None
+        """Why it was cancelled."""
+        self.due = False
+        """Whether the reason is its end, however it ends."""
+        self.stopping = False
+        """Whether it was cancelled because the pool stops."""
+        self.presses = 0
+        """How often it was told to end at once."""
+        self.left = False
+        """Whether it was given up: it has been reported, and what it does no longer counts."""
+        self.timer: asyncio.TimerHandle | None = None
+
+
+@coroutine
+def steps(
+    lane: Any, run: Run, context: Context, waiting: Any
+) -> Generator[Any, Any, Outcome]:
+    """Go on with a job that waits for ``waiting``, in its own context."""
+    job, send, throw = run.job, run.coroutine.send, run.coroutine.throw
+    try:
+        while True:
+            try:
+                value = yield waiting
+            except BaseException as error:
+                lane.current = job
+                waiting = context.run(throw, error)
+            else:
+                lane.current = job
+                waiting = context.run(send, value)
+            lane.current = None
+    except StopIteration as stop:
+        outcome: Outcome = stop.value
+        return outcome
+    finally:
+        lane.current = None
