@@ -6,6 +6,7 @@
 | `postgresql_url`, `mariadb_url` | the URL of a fresh database, one per test module, dropped afterwards |
 | `redis_url`, `old_redis_url` | the URL of an empty database of the Valkey or the Redis server, emptied afterwards |
 | `redis_program` | the path of either program, for a server of the test's own (`tests.support.redis_servers`) |
+| `sqs_url` | the URL of an SQS broker without queues (ElasticMQ), with a prefix of the test's own |
 | `database_url` | a function: `database_url("postgresql")` is the URL of one more fresh database, for this test alone |
 | `fault_seed` | the seed for random faults, from TASKQ_SEED or new, printed when the test fails |
 
@@ -31,8 +32,9 @@ import pytest
 from tests.support.databases import fresh_database
 from tests.support.redis_servers import empty_database
 from tests.support.servers import SERVERS, in_ci
+from tests.support.sqs_queues import own_queues
 
-SERVER_FIXTURES = {"server_url", "database_url", "old_redis_url", "redis_program", *(f"{name}_url" for name in SERVERS)}
+SERVER_FIXTURES = {"server_url", "database_url", "old_redis_url", "redis_program", "sqs_url", *(f"{name}_url" for name in SERVERS)}
 PATIENCE = 2.0  # seconds a thread or child process may take to end after its test
 
 
@@ -102,6 +104,12 @@ def old_redis_url() -> Iterator[str]:
 def redis_program(request: pytest.FixtureRequest) -> str:
     _server_url(request.param)  # skips, or fails under CI, where there is none
     return str(SERVERS[request.param].program())
+
+
+@pytest.fixture
+def sqs_url() -> Iterator[str]:
+    with own_queues(_server_url("elasticmq")) as url:
+        yield url
 
 
 @pytest.fixture
