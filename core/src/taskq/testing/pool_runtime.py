@@ -223,7 +223,7 @@ class KitRuntime:
 
     async def _wait_async(self, job: Job, gate: str) -> None:
         deadline = time.monotonic() + GIVE_UP_S
-        while not self.is_open(gate) and time.monotonic() < deadline:
+        while not self.is_open(gate) and time.monotonic() < deadline:  # noqa: ASYNC110  a file, not an event
             await asyncio.sleep(POLL_S)
 
     def _stubborn(self, job: Job, gate: str) -> None:
@@ -281,7 +281,7 @@ class KitRuntime:
         print(text)  # noqa: T201
         print(text.upper(), file=sys.stderr)  # noqa: T201
 
-    def _facts(self, job: Job) -> Outcome:
+    def _facts(self, job: Job, ballast: str = "") -> Outcome:
         """Return what the runtime was given besides the arguments."""
         facts = [job.payload[: job.body].decode(), job.task, job.queue, job.deliveries]
         return Outcome(DONE, "SUCCESS", result=json.dumps(facts).encode())

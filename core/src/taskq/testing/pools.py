@@ -21,7 +21,6 @@ import pytest
 
 from taskq.errors import TaskInterrupted
 from taskq.message import RELEASED, Job
-from taskq.spi import Support
 from taskq.testing.base import eventually, within
 
 pytest.register_assert_rewrite(
@@ -246,7 +245,7 @@ class PoolSuite(RunningTests, LimitTests, AbilityTests):
         """Check that ``stop`` returns soon after its deadline with the keys of the jobs that do not give way, that jobs
         which did not start are returned or among them, and that nothing is reported later.
         """
-        bench = handing_off(rig).start(asynchronous=False)
+        bench = handing_off(rig).start()
         quick, slow = bench.jobs(20), bench.jobs(bench.concurrency, "stubborn", "gate")
         bench.feed(quick)
         bench.accept(*slow)
