@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-import pickle
+import pickle  # noqa: TID251  to a process of the test's own, never from a broker
 import signal
 import subprocess
 import sys

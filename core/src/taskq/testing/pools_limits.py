@@ -9,7 +9,7 @@ from typing import Final
 
 import pytest
 
-from taskq.errors import SoftTimeLimitExceeded, TaskRevoked, TimeLimitExceeded
+from taskq.errors import SoftTimeLimitExceeded, TaskQError, TaskRevoked, TimeLimitExceeded
 from taskq.message import RELEASED, Job
 from taskq.spi import Support
 from taskq.testing.base import SOAK, UndeclaredAbility, eventually, seed
@@ -18,7 +18,7 @@ from taskq.testing.pools_running import PoolBase, handing_off, of_kind
 
 KINDS = pytest.mark.parametrize("kind", ["def", "async def"])
 REPORTED = pytest.mark.filterwarnings("always::taskq.testing.UndeclaredAbility")
-_ENDED_BY: Final = {
+_ENDED_BY: Final[dict[type[TaskQError], set[str]]] = {
     SoftTimeLimitExceeded: {"SoftTimeLimitExceeded", "FAILURE"},
     TimeLimitExceeded: {"TimeLimitExceeded", "FAILURE"},
     TaskRevoked: {"TaskRevoked", "REVOKED"},
@@ -37,12 +37,12 @@ def _limited(rig: PoolRig, kind: str, ability: Support) -> PoolRig:
 
 
 def _start(rig: PoolRig, kind: str, slots: int | None = None, **limits: tuple[float | None, float | None]) -> PoolBench:
-    bench = rig.start(slots, asynchronous=kind == "async def", **limits)
+    bench = rig.start(slots, asynchronous=kind == "async def", recycle=None, **limits)
     bench.feed(bench.jobs(3))  # so that starting a process does not count
     return bench
 
 
-def _check_ended(bench: PoolBench, job: Job, why: type) -> None:
+def _check_ended(bench: PoolBench, job: Job, why: type[TaskQError]) -> None:
     found = bench.state(job)
     assert found in _ENDED_BY[why], f"the job ended as {found}, not by {why.__name__}"
     assert job.key not in bench.sink.reported("crashed"), "what a pool ends on purpose is not a crash"
