@@ -6,7 +6,11 @@
 | `postgresql_url`, `mariadb_url` | the URL of a fresh database, one per test module, dropped afterwards |
 | `redis_url`, `old_redis_url` | the URL of an empty database of the Valkey or the Redis server, emptied afterwards |
 | `redis_program` | the path of either program, for a server of the test's own (`tests.support.redis_servers`) |
+| `redis_cluster` | three Valkey servers that form a cluster, one per test module |
+| `rabbitmq_url` | the URL of a fresh virtual host, one per test class, dropped afterwards |
 | `sqs_url` | the URL of an SQS broker without queues (ElasticMQ), with a prefix of the test's own |
+| `zeromq_hubs` | starts ZeroMQ hubs, one process each, ended with the test module: `zeromq_hubs.start(journal=…)` |
+| `zeromq_url` | the URL of an empty hub, for this test alone |
 | `database_url` | a function: `database_url("postgresql")` is the URL of one more fresh database, for this test alone |
 | `fault_seed` | the seed for random faults, from TASKQ_SEED or new, printed when the test fails |
 
@@ -30,11 +34,21 @@ from pathlib import Path
 import pytest
 
 from tests.support.databases import fresh_database
-from tests.support.redis_servers import empty_database
+from tests.support.redis_servers import OwnCluster, empty_database
+from tests.support.rabbitmq_servers import fresh_vhost
 from tests.support.servers import SERVERS, in_ci
 from tests.support.sqs_queues import own_queues
+from tests.support.zeromq_hubs import HubForge
 
-SERVER_FIXTURES = {"server_url", "database_url", "old_redis_url", "redis_program", "sqs_url", *(f"{name}_url" for name in SERVERS)}
+SERVER_FIXTURES = {
+    "server_url",
+    "database_url",
+    "old_redis_url",
+    "redis_program",
+    "redis_cluster",
+    "sqs_url",
+    *(f"{name}_url" for name in SERVERS),
+}
 PATIENCE = 2.0  # seconds a thread or child process may take to end after its test
 
 
@@ -106,6 +120,19 @@ def redis_program(request: pytest.FixtureRequest) -> str:
     return str(SERVERS[request.param].program())
 
 
+@pytest.fixture(scope="module")
+def redis_cluster() -> Iterator[OwnCluster]:
+    _server_url("valkey")
+    with OwnCluster(str(SERVERS["valkey"].program())) as cluster:
+        yield cluster
+
+
+@pytest.fixture(scope="class")
+def rabbitmq_url() -> Iterator[str]:
+    with fresh_vhost(_server_url("rabbitmq")) as url:
+        yield url
+
+
 @pytest.fixture
 def sqs_url() -> Iterator[str]:
     with own_queues(_server_url("elasticmq")) as url:
@@ -116,6 +143,19 @@ def sqs_url() -> Iterator[str]:
 def database_url() -> Iterator[Callable[[str], str]]:
     with contextlib.ExitStack() as stack:
         yield lambda name: stack.enter_context(fresh_database(_server_url(name)))
+
+
+@pytest.fixture(scope="module")
+def zeromq_hubs() -> Iterator[HubForge]:
+    with HubForge() as hubs:
+        yield hubs
+
+
+@pytest.fixture
+def zeromq_url(zeromq_hubs: HubForge) -> Iterator[str]:
+    hub = zeromq_hubs.start()
+    yield hub.url
+    hub.kill()
 
 
 # -- random faults ----------------------------------------------------------------------------------------------------
