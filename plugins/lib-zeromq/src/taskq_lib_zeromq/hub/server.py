@@ -1,0 +1,518 @@
+"""The hub's one thread: a ROUTER socket, the state machines, and the journal between them and the answers."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import socket as sockets
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
+import zmq
+import zmq.utils.z85
+from msgspec import Struct
+
+from taskq.errors import ConfigError
+from taskq.message import ACK, Record, Settlement
+from taskq_lib_zeromq import protocol
+from taskq_lib_zeromq.hub.broker import Broker, new_epoch
+from taskq_lib_zeromq.hub.journal import Journal
+from taskq_lib_zeromq.hub.results import Coordinator, Results
+from taskq_lib_zeromq.protocol import Answer, Confirm, Deliver, Failed, Heard, Message, Push, Welcome, encode
+
+logger = logging.getLogger("taskq.zeromq.hub")
+_AT_ONCE = 200
+"""Requests that are handled before timers are looked at, and that share one write of the journal."""
+_LONGEST_WAIT = 5.0
+_FORGET_AFTER = 600.0
+"""Seconds of silence after which a connection's session is forgotten."""
+_JOURNAL_RETRY = 0.5
+_FRAME_OVERHEAD = 1 << 20
+_MUTATING = (
+    protocol.Send, protocol.Put, protocol.Apply, protocol.Slot, protocol.IndexPut, protocol.Settle, protocol.Adopt,
+    protocol.Declare,
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class HubOptions:
+    """How a hub is run."""
+
+    bind: tuple[str, ...] = (f"tcp://127.0.0.1:{protocol.DEFAULT_PORT}",)
+    journal: str | None = None
+    """File that makes the hub durable."""
+    result_bytes: int = 256 << 20
+    results_full: str = "evict"
+    """What happens to a result for which there is no room: ``evict`` the oldest, or ``refuse`` it."""
+    max_message_bytes: int = 32 << 20
+    heartbeat: float = 5.0
+    curve_secret_key: str = ""
+    client_keys: frozenset[str] | None = None
+    """Public keys that may connect; None for all that know the hub's public key."""
+
+
+class _Session(Struct):
+    """What is remembered of a client's connection, over reconnections."""
+
+    n: int = 0
+    answer: Any = None
+    seen: float = 0.0
+
+
+class Hub:
+    """Binds when it is made; ``run`` serves until ``stop``.
+
+    Raises:
+        ConfigError: the address is in use or not possible, or a key is none.
+    """
+
+    def __init__(self, options: HubOptions) -> None:
+        self.options = options
+        self.name = f"{sockets.gethostname()}:{os.getpid()}"
+        self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+        self._router = self._context.socket(zmq.ROUTER)
+        self._zap: zmq.Socket[bytes] | None = None
+        self._pipe, self._bell = sockets.socketpair()
+        self._journal: Journal | None = None
+        try:
+            self.addresses = self._bind()
+            if options.journal is not None:
+                self._journal = Journal(options.journal)
+        except BaseException:
+            self._close()
+            raise
+        self.epoch = self._journal.epoch if self._journal is not None else new_epoch()
+        self._out: list[tuple[bytes, Any]] = []
+        self.broker = Broker(self.epoch, self._say, self._journal)
+        self.results = Results(options.result_bytes, evicts=options.results_full == "evict", journal=self._journal)
+        self.coordinator = Coordinator(self._journal)
+        if self._journal is not None:
+            self._journal.replay(self.broker, self.results, self.coordinator)
+        self._sessions: dict[str, _Session] = {}
+        self._peers: dict[bytes, _Session] = {}
+        self._watchers: dict[str, bytes] = {}
+        self._listeners: dict[str, set[bytes]] = {}
+        self._stopping = False
+        self._foreign = 0
+        self._forget_at = 0.0
+        self._broken = ""
+        """Why the journal cannot be written; then nothing new is accepted."""
+        self._handlers: dict[type, Callable[[bytes, Any], Any]] = {
+            protocol.Attach: self._attach,
+            protocol.Adopt: lambda _, r: self.broker.adopt(r.consumer, r.held),
+            protocol.Detach: self._detach,
+            protocol.Send: self._send,
+            protocol.Declare: lambda _, r: self.broker.declare(r.names, r.ordered),
+            protocol.Stats: lambda _, r: self.broker.stats(r.names),
+            protocol.Purge: lambda _, r: self.broker.purge(r.names),
+            protocol.Peek: self._peek,
+            protocol.Broadcast: self._broadcast,
+            protocol.Listen: self._listen,
+            protocol.Put: self._put,
+            protocol.Get: lambda _, r: self.results.get(r.ids, time.time()),
+            protocol.Delete: lambda _, r: self.results.delete(r.ids),
+            protocol.Watch: self._watch,
+            protocol.Apply: lambda _, r: self.coordinator.apply(r.ops, time.time()),
+            protocol.Slot: self._slot,
+            protocol.IndexPut: lambda _, r: self.coordinator.index_put(r.index, r.entries),
+            protocol.IndexDue: lambda _, r: self.coordinator.index_due(r.index, r.now, r.limit),
+            protocol.IndexRemove: lambda _, r: self.coordinator.index_remove(r.index, r.members),
+            protocol.Keys: lambda _, r: self.names(),
+        }
+
+    def _bind(self) -> list[str]:
+        options, router = self.options, self._router
+        router.setsockopt(zmq.LINGER, 200)
+        router.setsockopt(zmq.ROUTER_MANDATORY, 1)
+        router.setsockopt(zmq.SNDHWM, 100_000)
+        router.setsockopt(zmq.RCVHWM, 10_000)
+        router.setsockopt(zmq.MAXMSGSIZE, options.max_message_bytes * 2 + _FRAME_OVERHEAD)
+        beat = round(options.heartbeat * 1000)
+        router.setsockopt(zmq.HEARTBEAT_IVL, beat)
+        router.setsockopt(zmq.HEARTBEAT_TIMEOUT, beat * 3)
+        if options.curve_secret_key:
+            try:
+                zmq.curve_public(options.curve_secret_key.encode())
+                router.curve_secretkey = options.curve_secret_key.encode()
+            except (zmq.ZMQError, ValueError, UnicodeEncodeError) as error:
+                raise ConfigError("the hub's secret key is no CURVE key; `taskq zeromq keys` makes a pair") from error
+            router.curve_server = True
+            if options.client_keys is not None:
+                self._zap = self._context.socket(zmq.REP)
+                self._zap.bind("inproc://zeromq.zap.01")
+                router.zap_domain = b"taskq"
+        elif options.client_keys is not None:
+            raise ConfigError("client keys are of use only where the hub has a secret key")
+        bound = []
+        for address in options.bind:
+            if "[" in address:
+                router.setsockopt(zmq.IPV6, 1)
+            try:
+                router.bind(address)
+            except zmq.ZMQError as error:
+                raise AddressInUse(f"a hub cannot listen at {address}: {error}") from error
+            bound.append(router.getsockopt(zmq.LAST_ENDPOINT).decode().rstrip("\0"))  # type: ignore[union-attr]
+        return bound
+
+    # ------------------------------------------------------------------------------------------------------ loop
+
+    def stop(self) -> None:
+        """Make ``run`` return; from any thread or signal handler."""
+        self._stopping = True
+        with contextlib.suppress(OSError):
+            self._bell.send(b"1")
+
+    def run(self) -> None:
+        """Serve until ``stop``."""
+        poller = zmq.Poller()
+        poller.register(self._router, zmq.POLLIN)
+        poller.register(self._pipe.fileno(), zmq.POLLIN)
+        if self._zap is not None:
+            poller.register(self._zap, zmq.POLLIN)
+        logger.info("hub %s listens at %s", self.name, ", ".join(self.addresses))
+        try:
+            while not self._stopping:
+                ready = poller.poll(self._patience())
+                if self._zap is not None and any(s is self._zap for s, _ in ready):
+                    self._authenticate()
+                self._turn()
+        finally:
+            self._flush()
+            self._close()
+            logger.info("hub %s has ended", self.name)
+
+    def _patience(self) -> int:
+        """Return how many ms may pass until a timer is due."""
+        now = time.monotonic()
+        wait = min(_LONGEST_WAIT, self.broker.due() - now)
+        wall = min(self.results.due(), self.coordinator.due())
+        if wall < time.time() + wait:
+            wait = wall - time.time()
+        if self._broken or (self._journal is not None and self._journal.busy):
+            wait = min(wait, _JOURNAL_RETRY if self._broken else 0.0)
+        return max(0, int(wait * 1000 + 0.999))
+
+    def _turn(self) -> None:
+        broker, out = self.broker, self._out
+        journal = self._journal
+        receive = self._router.recv_multipart
+        for _ in range(_AT_ONCE):
+            try:
+                frames = receive(zmq.NOBLOCK)
+            except zmq.Again:
+                break
+            broker.now = time.monotonic()
+            if len(frames) == 2:
+                self._handle(frames[0], frames[1])
+            else:
+                self._strange("a message of several frames")
+            if journal is None and out:
+                self._flush()
+        broker.now = now = time.monotonic()
+        if now >= broker.due():
+            broker.advance()
+        wall = time.time()
+        if wall >= self.results.due():
+            self.results.expire(wall)
+        if wall >= self.coordinator.due():
+            self.coordinator.expire(wall)
+        if now >= self._forget_at:
+            self._forget(now)
+        self._flush()
+
+    def _flush(self) -> None:
+        """Write the journal, then say what waits to be said."""
+        if self._journal is not None and not self._write_journal(self._journal):
+            return
+        out = self._out
+        send = self._router.send_multipart
+        while out:
+            batch, self._out = out, []
+            for connection, what in batch:
+                try:
+                    send((connection, encode(what)), zmq.NOBLOCK)
+                except zmq.ZMQError:
+                    self._unreachable(connection, what)
+            out = self._out
+
+    def _write_journal(self, journal: Journal) -> bool:
+        try:
+            journal.commit()
+        except OSError as error:
+            if not self._broken:
+                logger.error("the journal cannot be written, nothing is accepted until it can: %s", error)
+            self._broken = str(error)
+            return False
+        if self._broken:
+            logger.info("the journal is written again")
+            self._broken = ""
+        return True
+
+    def _say(self, connection: bytes, what: Any) -> None:
+        self._out.append((connection, what))
+
+    def _unreachable(self, connection: bytes, what: Any) -> None:
+        """Forget a connection that is gone."""
+        self._peers.pop(connection, None)
+        for listeners in self._listeners.values():
+            listeners.discard(connection)
+        for address in [a for a, c in self._watchers.items() if c == connection]:
+            del self._watchers[address]
+        if isinstance(what, Deliver) and what.payloads:
+            self.broker.undelivered(connection, what)
+
+    def _forget(self, now: float) -> None:
+        self._forget_at = now + _FORGET_AFTER / 10
+        old = now - _FORGET_AFTER
+        for name in [name for name, session in self._sessions.items() if session.seen < old]:
+            del self._sessions[name]
+        keep = {*self.broker.connections, *self._watchers.values()}.union(*self._listeners.values())
+        for connection in [c for c, s in self._peers.items() if s.seen < old and c not in keep]:
+            del self._peers[connection]
+        self._listeners = {channel: c for channel, c in self._listeners.items() if c}
+
+    def _strange(self, what: str) -> None:
+        self._foreign += 1
+        if self._foreign in (1, 10, 100) or self._foreign % 1000 == 0:
+            logger.warning("%s that is no request of taskq was ignored (%d by now)", what, self._foreign)
+
+    # -------------------------------------------------------------------------------------------------- requests
+
+    def _handle(self, connection: bytes, data: bytes) -> None:
+        try:
+            request = protocol.decode_request(data)
+        except (msgspec.MsgspecError, RecursionError):
+            self._strange("a frame")
+            return
+        kind = type(request)
+        peer = self._peers.get(connection)
+        if peer is None:
+            if kind is not protocol.Hello:
+                self._say(connection, protocol.Reset())
+                return
+        else:
+            peer.seen = self.broker.now
+            if kind is protocol.Demand:
+                self._demand(connection, request)  # type: ignore[arg-type]
+                return
+        if kind is protocol.Settle:
+            self._settle(connection, request)  # type: ignore[arg-type]
+        elif kind is protocol.Beat:
+            self._beat(connection, request)  # type: ignore[arg-type]
+        elif kind is protocol.Credit:
+            self._credit(connection, request)  # type: ignore[arg-type]
+        elif kind is protocol.Hello:
+            self._hello(connection, request)  # type: ignore[arg-type]
+        else:
+            assert peer is not None
+            self._answer(connection, peer, request)
+
+    def _answer(self, connection: bytes, session: _Session, request: Any) -> None:
+        n = request.n
+        if session.n == n and session.answer is not None:
+            self._say(connection, session.answer)  # asked again after a broken connection
+            return
+        answer: Any
+        changes = isinstance(request, _MUTATING)
+        if changes and self._broken:
+            self._say(connection, Failed(n, "full", f"its journal cannot be written: {self._broken}"))
+            return
+        try:
+            value = self._handlers[type(request)](connection, request)
+            answer = value if isinstance(value, Failed) else Answer(n, msgspec.Raw(encode(value)))
+        except Exception as error:  # one odd request must not end the hub for all others
+            logger.exception("a request could not be carried out")
+            answer = Failed(n, "refused", f"the request could not be carried out: {error!r}")
+        session.n = n
+        session.answer = answer if changes else None
+        self._say(connection, answer)
+
+    def _hello(self, connection: bytes, request: protocol.Hello) -> None:
+        if request.version != protocol.VERSION:
+            text = f"it speaks version {protocol.VERSION} of the protocol, the client {request.version}"
+            self._say(connection, protocol.Refused(protocol.VERSION, text))
+            return
+        session = self._sessions.get(request.session)
+        known = session is not None
+        if session is None:
+            session = self._sessions[request.session] = _Session()
+        session.seen = self.broker.now
+        self._peers[connection] = session
+        self._say(connection, Welcome(
+            protocol.VERSION, self.epoch, self._journal is not None, self.results.evicts,
+            self.options.max_message_bytes, self.options.max_message_bytes, known, self.name,
+        ))  # fmt: skip
+
+    def _send(self, _: bytes, request: protocol.Send) -> Any:
+        most = self.options.max_message_bytes
+        refused = [(i, f"{len(m.payload)} bytes") for i, m in enumerate(request.batch) if len(m.payload) > most]
+        if refused:
+            return Failed(request.n, "refused", f"a message is larger than the {most} bytes that it takes")
+        return self.broker.send(request.batch)
+
+    def _attach(self, connection: bytes, request: protocol.Attach) -> list[int]:
+        return self.broker.attach(connection, request)
+
+    def _detach(self, _: bytes, request: protocol.Detach) -> None:
+        self.broker.detach(request.consumer)
+
+    def _credit(self, connection: bytes, request: protocol.Credit) -> None:
+        consumer = self.broker.connections.get(connection)
+        if consumer is not None:
+            consumer.credit, consumer.max_bytes = request.credit, request.max_bytes
+            self.broker.served(consumer)
+
+    def _demand(self, connection: bytes, request: protocol.Demand) -> None:
+        consumer = self.broker.connections.get(connection)
+        if consumer is None or consumer.intake != connection:
+            self._say(connection, protocol.Gone(""))
+            return
+        self.broker.demand(consumer, request.n, request.limit, park=request.park)
+
+    def _beat(self, connection: bytes, request: protocol.Beat) -> None:
+        consumer = self.broker.connections.get(connection)
+        if consumer is not None:
+            self.broker.beat(consumer)
+        self._say(connection, Confirm(request.n, known=consumer is not None))
+
+    def _settle(self, connection: bytes, request: protocol.Settle) -> None:
+        consumer = self.broker.connections.get(connection)
+        if consumer is None:
+            self._say(connection, Confirm(request.n, known=False))
+            return
+        if request.n <= consumer.last_settle:
+            self._say(connection, Confirm(request.n))
+            return
+        acks, back = request.acks, request.back
+        commits = request.commits
+        if commits:
+            records = [c.record for c in commits if c.record is not None]
+            full = self.results.full(records, time.time()) if records else ""
+            if full or (self._broken and records):
+                consumer.last_settle = request.n
+                self._say(connection, Confirm(request.n, full=full or f"its journal cannot be written: {self._broken}"))
+                return
+            acks, back = [*acks], [*back]
+            held = consumer.held
+            mine = [c for c in commits if c.settlement.receipt in held]
+            self._keep([c.record for c in mine if c.record is not None])
+            follow_ups: list[Message] = []
+            for commit in commits:
+                settlement: Settlement = commit.settlement
+                if settlement.kind == ACK:
+                    acks.append(settlement.receipt)
+                else:
+                    back.append(settlement)
+                if commit.follow_ups and settlement.receipt in held:
+                    follow_ups += commit.follow_ups
+            if follow_ups:
+                self.broker.send(follow_ups)
+        consumer.last_settle = request.n
+        lost = self.broker.settle(consumer, acks, back)
+        self._say(connection, Confirm(request.n, lost))
+        self.broker.served(consumer)
+
+    # ------------------------------------------------------------------------------------------------- the rest
+
+    def _peek(self, _: bytes, request: protocol.Peek) -> list[tuple[Any, ...]]:
+        now = self.broker.now
+        return [
+            (cursor, m.payload, m.id, m.priority, delay, m.ended, None if delay else max(0.0, now - m.at))
+            for cursor, m, delay in self.broker.peek(request.queue, request.limit, request.after)
+        ]
+
+    def _broadcast(self, _: bytes, request: protocol.Broadcast) -> int:
+        listeners = self._listeners.get(request.channel, ())
+        for connection in listeners:
+            self._say(connection, Heard(request.channel, request.payload))
+        return len(listeners)
+
+    def _listen(self, connection: bytes, request: protocol.Listen) -> None:
+        self._listeners.setdefault(request.channel, set()).add(connection)
+
+    def _watch(self, connection: bytes, request: protocol.Watch) -> None:
+        self._watchers[request.address] = connection
+
+    def _put(self, _: bytes, request: protocol.Put) -> Any:
+        full = self.results.full(request.records, time.time())
+        if full:
+            return Failed(request.n, "full", full)
+        return self._keep(request.records)
+
+    def _keep(self, records: Sequence[Record]) -> list[str]:
+        """Keep records and push them to whoever waits; return the ids of those that were superseded."""
+        now = time.time()
+        superseded: list[str] = []
+        pushes: dict[bytes, list[Record]] = {}
+        for record in records:
+            if not self.results.put(record, now):
+                superseded.append(record.id)
+            elif record.terminal and record.reply is not None:
+                connection = self._watchers.get(record.reply)
+                if connection is not None:
+                    pushes.setdefault(connection, []).append(record)
+        for connection, pushed in pushes.items():
+            self._say(connection, Push(pushed))
+        return superseded
+
+    def _slot(self, _: bytes, request: protocol.Slot) -> Any:
+        now = time.time()
+        if request.what == "acquire":
+            return self.coordinator.acquire(request.key, request.owner, request.slots, request.ttl, now)
+        if request.what == "renew":
+            return self.coordinator.renew(request.key, request.owner, request.ttl, now)
+        return self.coordinator.release(request.key, request.owner)
+
+    def names(self) -> list[str]:
+        """Name all that is kept, besides empty queues."""
+        found = [f"c:{name}" for name in self.broker.consumers]
+        found += [f"q:{queue.name}" for queue in self.broker.queues.values() if queue.ready or queue.delayed]
+        found += [f"r:{record_id}" for record_id in self.results.kept]
+        self.coordinator.names(time.time(), found.append)
+        return found
+
+    def _authenticate(self) -> None:
+        """Answer who asks whether a client's key is known (ZeroMQ's RFC 27)."""
+        assert self._zap is not None
+        assert self.options.client_keys is not None
+        frames = self._zap.recv_multipart()
+        known = False
+        if len(frames) >= 7 and frames[5] == b"CURVE":
+            known = zmq.utils.z85.encode(frames[6]).decode() in self.options.client_keys
+        code, text = (b"200", b"OK") if known else (b"400", b"unknown key")
+        self._zap.send_multipart([b"1.0", frames[1], code, text, b"", b""])
+
+    def _close(self) -> None:
+        if self._journal is not None:
+            self._journal.close()
+        self._router.close()
+        if self._zap is not None:
+            self._zap.close(0)
+        self._context.term()
+        self._pipe.close()
+        self._bell.close()
+
+
+class AddressInUse(ConfigError):
+    """Somebody listens there already, or nobody can."""
+
+
+class HubThread:
+    """A hub on a thread of this process."""
+
+    def __init__(self, options: HubOptions) -> None:
+        self.hub = Hub(options)
+        self._pid = os.getpid()
+        self._thread = threading.Thread(target=self.hub.run, name="taskq-zeromq-hub", daemon=True)
+        self._thread.start()
+
+    def stop(self, timeout: float = 5.0) -> None:
+        """Stop serving; what is not in a journal is gone."""
+        if self._pid == os.getpid():
+            self.hub.stop()
+            self._thread.join(timeout)

@@ -1,0 +1,55 @@
+"""The conformance kits on real hubs."""
+
+from __future__ import annotations
+
+import pytest
+
+from taskq.spi import Url, parse_urls
+from taskq.testing import CoordinationSuite, PackagingSuite, StoreSuite
+from taskq_lib_zeromq import protocol
+from taskq_lib_zeromq.link import Link, make_target
+from taskq_store_zeromq.options import ZeroMQStoreOptions
+from taskq_store_zeromq.store import ERRORS
+
+
+def keys(url: str) -> set[str]:
+    link = Link(make_target(parse_urls(url), ZeroMQStoreOptions(), ERRORS))
+    try:
+        return set(protocol.decode_any(link.request(protocol.Keys)))
+    finally:
+        link.close()
+
+
+class OnAHub(StoreSuite):
+    scheme = "zeromq"
+
+    fault_options = {"timeout": 1.0, "connect_timeout": 1.0}  # noqa: RUF012
+
+    def server_keys(self, url: str) -> set[str] | None:
+        return keys(url)
+
+
+class CoordinationOnAHub(CoordinationSuite):
+    scheme = "zeromq"
+
+    fault_options = {"timeout": 1.0, "connect_timeout": 1.0}  # noqa: RUF012
+
+    def server_keys(self, url: str) -> set[str] | None:
+        return keys(url)
+
+
+class TestConformance(OnAHub):
+    @pytest.fixture
+    def url(self, zeromq_url: str) -> str:
+        return zeromq_url
+
+
+class TestCoordination(CoordinationOnAHub):
+    @pytest.fixture
+    def url(self, zeromq_url: str) -> str:
+        return zeromq_url
+
+
+class TestPackaging(PackagingSuite):
+    kind = "result_store"
+    name = "zeromq"
