@@ -1,0 +1,1 @@
+"""What taskq's AMQP transport and result store share: connections and frames."""

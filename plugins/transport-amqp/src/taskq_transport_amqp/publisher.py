@@ -1,0 +1,253 @@
+"""Publishing with confirms, pipelined: any number of messages are on their way at once, each is answered for."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Sequence
+from hashlib import blake2b
+from typing import Any
+
+import pika.spec as spec
+from msgspec import Struct
+
+from taskq.errors import StorageFull, TransportError
+from taskq_lib_amqp import wire
+from taskq_lib_amqp.link import Channel, ChannelClosed, Keeper, Link
+
+_CHUNK_BYTES = 1 << 16
+_WINDOW = 4000
+"""Most messages that wait for their confirms; the server's answers must fit into the socket's buffers."""
+
+
+class Item(Struct, gc=False):
+    """A message to publish. ``index`` is its place in the caller's batch."""
+
+    index: int
+    exchange: str
+    key: str
+    payload: bytes
+    id: str
+    priority: int | None = None
+
+
+class Refused(Struct, gc=False):
+    """A message that was not accepted. ``unroutable``: for certain nobody got it, as no queue is bound there."""
+
+    item: Item
+    reason: str
+    maybe_sent: bool = False
+    retryable: bool = True
+    unroutable: bool = False
+
+
+class PublishChannel(Channel):
+    """A channel in confirm mode, and how far the server has answered."""
+
+    def __init__(self, link: Link, number: int) -> None:
+        super().__init__(link, number)
+        self.next = 1
+        self.confirmed = 0
+        """All tags up to here are answered."""
+        self._early: set[int] = set()
+        self.rejected: set[int] = set()
+        self.returned: dict[str, str] = {}
+        self._heads: dict[tuple[str, str], bytes] = {}
+
+    def open(self) -> None:
+        super().open()
+        self.ask(spec.Confirm.Select())
+
+    def head(self, exchange: str, key: str) -> bytes:
+        """Return the first frame of messages that go there."""
+        known = self._heads.get((exchange, key))
+        if known is None:
+            if len(self._heads) > 10_000:  # keys may be made of data
+                self._heads.clear()
+            known = self._heads[exchange, key] = wire.publish_frame(self.number, exchange, key)
+        return known
+
+    def on_confirm(self, tag: int, multiple: bool, accepted: bool) -> None:
+        early = self._early
+        if not accepted:
+            self.rejected.update(range(self.confirmed + 1, tag + 1) if multiple else (tag,))
+        if multiple:
+            if tag > self.confirmed:
+                self.confirmed = tag
+                if early:
+                    self._early = early = {t for t in early if t > tag}
+        elif tag == self.confirmed + 1:
+            self.confirmed = tag
+        else:
+            early.add(tag)
+            return
+        while early and self.confirmed + 1 in early:
+            self.confirmed += 1
+            early.discard(self.confirmed)
+
+    def on_method(self, method: Any, properties: Any, body: bytes) -> None:
+        if isinstance(method, spec.Basic.Return):
+            self.returned[properties.message_id or ""] = method.reply_text or "unroutable"
+        else:
+            super().on_method(method, properties, body)
+
+
+class Publisher:
+    """Publishes from any thread, over one connection that is made at first use and again after it broke."""
+
+    def __init__(self, connect: Callable[[], Link], keeper: Keeper) -> None:
+        self._connect = connect
+        self._keeper = keeper
+        self._turn = threading.Lock()
+        """Held while tags are given out and bytes are written, never while confirms are waited for alone."""
+        self._channel: PublishChannel | None = None
+
+    def close(self, timeout: float) -> None:
+        """Close the connection."""
+        channel, self._channel = self._channel, None
+        if channel is not None:
+            self._keeper.remove(channel.link)
+            channel.link.close(timeout)
+
+    def publish(self, items: Sequence[Item]) -> list[Refused]:
+        """Publish and wait until each message is answered for; return those that were not accepted.
+
+        Raises:
+            TransportError: nothing was sent.
+        """
+        with self._turn:
+            channel = self._ready()
+            first = channel.next
+            error = self._write(channel, items)
+            last = channel.next - 1
+        if error is None:
+            error = self._await(channel, last)
+        return self._verdict(channel, items, first, last, error)
+
+    def _ready(self) -> PublishChannel:
+        channel = self._channel
+        if channel is not None:
+            channel.link.read_now()  # an end, or a block, that nobody has read yet
+            if channel.link.error is None and channel.closed is None:
+                self._unblocked(channel.link)
+                return channel
+            self._drop(channel)
+        link = self._connect()
+        try:
+            channel = PublishChannel(link, 1)
+            channel.open()
+        except ChannelClosed as closed:
+            link.close()
+            raise TransportError(f"{link.name} does not confirm messages: {closed}") from closed
+        except BaseException:
+            link.close()
+            raise
+        self._keeper.add(link)
+        self._channel = channel
+        return channel
+
+    def _unblocked(self, link: Link) -> None:
+        """Wait for a server that takes no messages. Raises: StorageFull."""
+        if link.blocked is None:
+            return
+        why = link.blocked
+        if not link.wait(lambda: link.blocked is None, link.target.timeout):
+            raise StorageFull(
+                f"{link.name} takes no messages: {why}; nothing was sent. Free memory or disk on the server, or let "
+                "workers empty the queues"
+            )
+
+    def _drop(self, channel: PublishChannel) -> None:
+        if self._channel is channel:
+            self._channel = None
+        self._keeper.remove(channel.link)
+        channel.link.close(0.2)
+
+    def _write(self, channel: PublishChannel, items: Sequence[Item]) -> Exception | None:
+        link, number, frame_max = channel.link, channel.number, channel.link.frame_max
+        parts: list[bytes] = []
+        size = 0
+        waiting = 0
+        head = channel.head
+        try:
+            for item in items:
+                name = item.id.encode()
+                if len(name) > 255:
+                    name = blake2b(name).hexdigest().encode()
+                content = wire.content_frames(number, item.payload, name, item.priority, frame_max)
+                parts += (head(item.exchange, item.key), content)
+                size += len(content)
+                waiting += 1
+                if size >= _CHUNK_BYTES or waiting >= _WINDOW // 4:
+                    channel.next += waiting
+                    link.write(b"".join(parts))
+                    parts, size, waiting = [], 0, 0
+                    if channel.next - channel.confirmed > _WINDOW:
+                        error = self._await(channel, channel.next - _WINDOW // 2)
+                        if error is not None:
+                            return error
+                    if channel.closed is not None:
+                        return channel.closed
+            if parts:
+                channel.next += waiting
+                link.write(b"".join(parts))
+        except TransportError as error:
+            return error
+        return None
+
+    def _await(self, channel: PublishChannel, tag: int) -> Exception | None:
+        """Wait until all tags up to this are answered, as long as answers keep coming; return what prevented it."""
+        link = channel.link
+        timeout = link.target.timeout
+        while channel.confirmed < tag:
+            before = channel.confirmed
+            try:
+                ready = link.wait(lambda: channel.confirmed >= tag or channel.closed is not None, timeout)
+            except TransportError as error:
+                return error
+            if channel.closed is not None and channel.confirmed < tag:
+                return channel.closed
+            if not ready and channel.confirmed == before:
+                return link.silent(timeout)
+        return None
+
+    def _verdict(
+        self, channel: PublishChannel, items: Sequence[Item], first: int, last: int, error: Exception | None
+    ) -> list[Refused]:
+        rejected, returned = channel.rejected, channel.returned
+        if error is None and not rejected and not returned:
+            return []
+        found: list[Refused] = []
+        confirmed, early = channel.confirmed, channel._early
+        for offset, item in enumerate(items):
+            tag = first + offset
+            if tag > last:
+                found.append(Refused(item, f"not sent: {error}"))
+            elif tag > confirmed and tag not in early:
+                found.append(self._unanswered(item, error, alone=len(items) == 1))
+            elif tag in rejected:
+                rejected.discard(tag)
+                found.append(Refused(item, "the server refused it: the queue is full, or its node is down"))
+            elif item.id in returned:
+                found.append(Refused(item, f"no queue takes it ({returned[item.id]})", unroutable=True))
+        for refused in found:
+            if refused.unroutable:
+                returned.pop(refused.item.id, None)
+        if error is not None and (channel.closed is not None or channel.link.error is not None or not _blocked(channel)):
+            with self._turn:
+                self._drop(channel)
+        return found
+
+    @staticmethod
+    def _unanswered(item: Item, error: Exception | None, *, alone: bool) -> Refused:
+        if isinstance(error, ChannelClosed):
+            # which of several the server objected to is not known, and the others may have got through
+            final = alone and error.code in (403, 404, 406)
+            return Refused(item, f"the server refused it: {error}", maybe_sent=not alone, retryable=not final)
+        return Refused(item, f"no confirm: {error}", maybe_sent=True)
+
+
+def _blocked(channel: PublishChannel) -> bool:
+    return channel.link.blocked is not None
+
+
