@@ -163,7 +163,7 @@ class TaskRuntime:
         loads = codec.serializer(content_type).loads if content_type in codec.settings.accept else None
         models, worker, unframe = task.models, self.worker, envelope.decode
         invoke = self._invoker(task)
-        prepare, success, failed = self._prepare, self._success, self._failed
+        prepare, success, failed = self._prepare, self._success_of(task), self._failed
 
         def execute(job: Job) -> Outcome:
             header = job.header
@@ -195,7 +195,7 @@ class TaskRuntime:
             try:
                 # A context of its own: what a task sets must not be seen by the next one on this thread.
                 result = copy_context().run(invoke, request)
-                return FINISHED if header.reply is None else success(task, header, result)
+                return FINISHED if header.reply is None else success(header, result)
             except TaskInterrupted:
                 raise
             except BaseException as error:
@@ -302,9 +302,30 @@ class TaskRuntime:
                 return self._failure(task, header, error)
         return header, Request(header, args, kwargs, job.queue, job.deliveries, task, self.worker)
 
+    def _success_of(self, task: Task[..., Any]) -> Callable[[Header, Any], Outcome]:
+        """Return what makes the outcome of a run that returned and whose result is kept."""
+        codec, serializer, clock, worker = self._codec, self._result_serializer, time.time, self.worker
+        dumps, content_type = serializer.dumps, serializer.content_type
+        limit = min(self._result_limit, codec.settings.max_payload_bytes or self._result_limit)
+        if codec.settings.compressor is not None:
+            limit = min(limit, codec.settings.compress_above)
+        plain = task.models is None
+        success = self._success
+
+        def quick(header: Header, result: Any) -> Outcome:
+            if plain:
+                try:
+                    data = dumps(result)
+                except SerializationError as error:
+                    return self._failure(task, header, error)
+                if len(data) <= limit:
+                    payload = ResultPayload(content_type, data, None, None, clock(), worker)
+                    return Outcome(DONE, SUCCESS, encode_payload(payload))
+            return success(task, header, result)
+
+        return quick
+
     def _success(self, task: Task[..., Any], header: Header, result: Any) -> Outcome:
-        if header.reply is None:
-            return FINISHED
         codec, serializer, limit = self._codec, self._result_serializer, self._result_limit
         try:
             if task.models is not None:

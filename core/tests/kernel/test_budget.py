@@ -17,7 +17,7 @@ BATCH = 250
 BUDGET = {
     # results kept: (calls of Python functions, calls of C functions), per message drained from memory by the solo pool
     False: (6.16, 19.15),
-    True: (13.17, 25.16),
+    True: (9.18, 25.16),
 }
 ADVICE = """
 A message costs {python:.2f} calls of Python functions and {c:.2f} of C functions; on record are {budget}.
@@ -66,9 +66,10 @@ def drain(rig: Any, count: int, *, results: bool) -> Calls:
 
 @pytest.fixture
 def steady(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Batches of one size, whatever the machine's speed."""
+    """Batches of one size, whatever the machine's speed, settled on the thread whose calls are counted."""
     monkeypatch.setattr(TakeEstimator, "target", lambda self: BATCH)
     monkeypatch.setattr(engines, "_SLICE", 3600.0)
+    monkeypatch.setattr(engines, "_FLOOD", sys.maxsize)
 
 
 def per_message(rig: Any, results: bool) -> Calls:

@@ -23,6 +23,7 @@ from taskq.spi.pool import Finished, Pool, SupportsInline
 from taskq.states import DEAD as STATE_DEAD
 from taskq.states import STARTED
 from taskq.worker.admission import run_key
+from taskq.worker.settler import Settler
 from taskq.worker.take import TakeEstimator
 
 if TYPE_CHECKING:
@@ -36,6 +37,8 @@ _SLICE = 0.02
 _GATHER = 0.002
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.1, 5.0
 _AHEAD_FROM = 64
+_FLOOD = 128
+"""Outcomes to store in one slice from which settling them beside the next slice is worth a change of threads."""
 _ORPHANS = 1000
 """Most runs whose lease was lost that are remembered, should their message come back."""
 
@@ -206,6 +209,47 @@ class Engine:
         return True
 
 
+class _Behind:
+    """Settles large batches on a thread of its own, so that the next one runs while the server works on the last."""
+
+    def __init__(self, settler: Settler) -> None:
+        self._settler = settler
+        self._wake = threading.Semaphore(0)
+        self._idle = threading.Event()
+        self._idle.set()
+        self._thread: threading.Thread | None = None
+        self._closing = False
+
+    @property
+    def busy(self) -> bool:
+        """Whether a batch is being settled."""
+        return not self._idle.is_set()
+
+    def pump(self) -> None:
+        """Have what is queued settled; waits for the batch before, so that ends do not pile up."""
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._run, name="taskq-settler", daemon=True)
+            self._thread.start()
+        self._idle.wait()
+        self._idle.clear()
+        self._wake.release()
+
+    def close(self) -> None:
+        """Let the last batch end."""
+        if self._thread is not None:
+            self._closing = True
+            self._wake.release()
+            self._thread.join()
+
+    def _run(self) -> None:
+        while True:
+            self._wake.acquire()
+            if self._closing:
+                return
+            self._settler.pump()
+            self._idle.set()
+
+
 class InlineEngine(Engine):
     """Fetches, runs and settles on one thread, without a hand-off; a keeper thread holds the leases."""
 
@@ -216,12 +260,19 @@ class InlineEngine(Engine):
         self.running = False
         """Whether a task may be running right now on this thread, so that a signal may interrupt it."""
         self._collecting = threading.Lock()
+        self._behind = _Behind(self.settler)
 
     def run(self) -> None:
         """Work until the worker is told to stop."""
-        worker, settler, jobs = self.worker, self.settler, self.jobs
+        try:
+            self._run()
+        finally:
+            self._behind.close()
+
+    def _run(self) -> None:
+        worker, settler, jobs, behind = self.worker, self.settler, self.jobs, self._behind
         while not worker.stopping and settler.fatal is None:
-            if settler.waiting:
+            if settler.waiting and (settler.blocked or not behind.busy):
                 pause = settler.pump()
                 if pause:
                     worker.sleep(pause)
@@ -230,7 +281,10 @@ class InlineEngine(Engine):
                 jobs.extend(self.admit(self.fetch(self.take.target(), _IDLE_WAIT)))
             while jobs and not settler.blocked and not worker.stopping:
                 self._run_slice(jobs)
-                settler.pump()
+                if settler.records_waiting >= _FLOOD and not settler.blocked:
+                    behind.pump()
+                else:
+                    settler.pump()
             if not settler.blocked:
                 self._run_careful()
 

@@ -107,10 +107,23 @@ class Settler:
         """Queue the end of jobs that a pool has run, and log what went wrong; same length and order."""
         acks: list[Settlement] = []
         commits: list[Commit] = []
+        keeps, ttl = self._store is not None, self._ttl
         for job, finished in zip(jobs, batch, strict=True):
             outcome = finished.outcome
-            if outcome is FINISHED and job.delivery is not None:
-                acks.append(Settlement(job.delivery.receipt))
+            delivery = job.delivery
+            if outcome is FINISHED and delivery is not None:
+                acks.append(Settlement(delivery.receipt))
+            elif outcome.state == SUCCESS and keeps and delivery is not None and not outcome.follow_ups:
+                # what most runs come to; as _commit, without its questions
+                header = job.header
+                commits.append(Commit(
+                    Settlement(delivery.receipt),
+                    Record(
+                        header.id, SUCCESS, outcome.result or b"", True, header.attempt,
+                        0 if header.extra is None else int(header.extra.get(envelope.EPOCH, 0)), ttl,
+                        header.reply or None,
+                    ),
+                ))  # fmt: skip
             else:
                 commits.append(self._commit(job, outcome))
                 if outcome.reason is not None:
@@ -226,6 +239,14 @@ class Settler:
             held = [Settlement(receipt, RELEASE, 0.0, True) for receipt in self.receipts()]
             if held:
                 self._consumer.settle(held)
+
+    @property
+    def records_waiting(self) -> int:
+        """How many outcomes of the batch queued last are more than an acknowledgement."""
+        try:
+            return len(self._waiting[-1].commits)
+        except IndexError:
+            return 0
 
     @property
     def waiting(self) -> bool:
