@@ -34,8 +34,8 @@ from pathlib import Path
 import pytest
 
 from tests.support.databases import fresh_database
-from tests.support.redis_servers import OwnCluster, empty_database
 from tests.support.rabbitmq_servers import fresh_vhost
+from tests.support.redis_servers import OwnCluster, empty_database
 from tests.support.servers import SERVERS, in_ci
 from tests.support.sqs_queues import own_queues
 from tests.support.zeromq_hubs import HubForge

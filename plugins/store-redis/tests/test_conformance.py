@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from taskq.testing import CoordinationSuite, PackagingSuite, StoreSuite
-from tests.support.redis_servers import OnRedis, OnValkey
+from tests.support.redis_servers import OnCluster, OnRedis, OnValkey
 
 
 class TestConformance(OnValkey, StoreSuite):
@@ -19,6 +19,14 @@ class TestOnRedis7(OnRedis, StoreSuite):
 
 
 class TestCoordinationOnRedis7(OnRedis, CoordinationSuite):
+    pass
+
+
+class TestOnACluster(OnCluster, StoreSuite):
+    pass
+
+
+class TestCoordinationOnACluster(OnCluster, CoordinationSuite):
     pass
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from taskq.testing import PackagingSuite, TransportSuite
-from tests.support.redis_servers import OnRedis, OnValkey
+from tests.support.redis_servers import OnCluster, OnRedis, OnValkey
 
 
 class TestConformance(OnValkey, TransportSuite):
@@ -11,6 +11,10 @@ class TestConformance(OnValkey, TransportSuite):
 
 
 class TestOnRedis7(OnRedis, TransportSuite):
+    random_s = 2.0
+
+
+class TestOnACluster(OnCluster, TransportSuite):
     random_s = 2.0
 
 

@@ -130,6 +130,16 @@ class ServerError(Exception):
         self.code = text.partition(" ")[0]
 
 
+class Redirected(ServerError):
+    """A node of a cluster says that another has the slot, or (``ask``) may have it already."""
+
+    def __init__(self, text: str, slot: int, address: tuple[str, int], *, ask: bool) -> None:
+        super().__init__(text)
+        self.slot = slot
+        self.address = address
+        self.ask = ask
+
+
 def ready(sockets: Sequence[Any], timeout: float) -> set[int]:
     """Return the descriptors that can be read, waiting up to ``timeout`` seconds for one."""
     if not hasattr(select, "poll"):  # Windows
@@ -150,6 +160,10 @@ class RedisLink:
         self._timeout = target.timeout
         self._pending = 0
         self._doomed = False
+        self.streaming = False
+        """Whether the server sends of itself what was subscribed to, so that waiting input is no sign of the end."""
+        self.peer = ""
+        """Host that the connection goes or went to."""
 
     # -------------------------------------------------------------------------------------------------- commands
 
@@ -169,7 +183,7 @@ class RedisLink:
 
     def pipeline(self, commands: Sequence[Sequence[Any]]) -> list[Any]:
         """Send commands in one write and return all answers; an error answer is returned as the error."""
-        self._send([pack_command(tuple(c)) for c in commands], len(commands))
+        self.begin(commands)
         answers: list[Any] = []
         for _ in commands:
             try:
@@ -182,13 +196,18 @@ class RedisLink:
                 answers.append(error)
         return answers
 
+    def begin(self, commands: Sequence[Sequence[Any]]) -> None:
+        """Send commands in one write; their answers are read later, by ``receive``."""
+        self._send([pack_command(tuple(c)) for c in commands], len(commands))
+
     def send(self, *args: Any) -> None:
         """Send one command whose answer is read later, by ``receive``."""
         self._send([pack_command(args)], 1)
 
     def _send(self, packed: Sequence[bytes], count: int) -> None:
         connection = self._connection
-        if connection is not None and self._pending <= 0 and (self._doomed or self._stale(connection)):
+        idle = self._pending <= 0 and not self.streaming
+        if connection is not None and idle and (self._doomed or self._stale(connection)):
             self.close()
             connection = None
         if connection is None:
@@ -231,6 +250,11 @@ class RedisLink:
     def connected(self) -> bool:
         """Whether there is a connection."""
         return self._connection is not None
+
+    @property
+    def socket(self) -> Any:
+        """What to wait on together with others; None without a connection."""
+        return self._connection._sock if self._connection is not None else None
 
     def hurry(self, seconds: float) -> None:
         """From now on wait no longer than this for anything: the link is about to be closed."""
@@ -281,6 +305,7 @@ class RedisLink:
                 problems.append(f"{url.without_query()}: {_reason(error)}")
                 continue
             target.first[0] = index
+            self.peer = str(connection.host)
             self._connection = connection
             self._pending = 0
             return connection
@@ -344,6 +369,11 @@ class RedisLink:
 
     def _typed(self, error: Exception) -> Exception:
         text = str(error)
+        if isinstance(error, redis.exceptions.AskError):
+            ask = not isinstance(error, redis.exceptions.MovedError)
+            return Redirected(text, error.slot_id, (error.host or self.peer, error.port), ask=ask)
+        if isinstance(error, redis.exceptions.TryAgainError):
+            return ServerError(f"TRYAGAIN {text}")
         if isinstance(error, redis.exceptions.NoScriptError) or text.startswith("No matching script"):
             return ServerError(f"NOSCRIPT {text}")
         if (
@@ -371,19 +401,19 @@ def _reason(error: BaseException) -> str:
 
 
 class Links:
-    """A stack of connections that threads borrow for one call."""
+    """A stack of connections, or of lines to all nodes of a cluster, that threads borrow for one call."""
 
-    def __init__(self, target: Target) -> None:
-        self._target = target
-        self._free: list[RedisLink] = []
+    def __init__(self, make: Callable[[], Any]) -> None:
+        self._make = make
+        self._free: list[Any] = []
         self._closed = False
 
-    def run(self, call: Callable[[RedisLink], Any]) -> Any:
+    def run(self, call: Callable[[Any], Any]) -> Any:
         """Run a call with a connection of its own."""
         try:
             link = self._free.pop()
         except IndexError:
-            link = RedisLink(self._target)
+            link = self._make()
         try:
             return call(link)
         finally:

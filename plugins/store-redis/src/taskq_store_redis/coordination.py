@@ -74,6 +74,8 @@ return 1
 """
 )
 _OPS_AT_ONCE = 500
+WORDS = 6
+"""Arguments of one operation."""
 
 
 class RedisCoordination:
@@ -81,11 +83,11 @@ class RedisCoordination:
 
     prefix: str
 
-    def run(self, call: Callable[[RedisLink], Any]) -> Any:
+    def run(self, call: Callable[[Any], Any]) -> Any:
         """Run a call with a borrowed connection."""
         raise NotImplementedError
 
-    def _coordinate(self, call: Callable[[RedisLink], Any]) -> Any:
+    def _coordinate(self, call: Callable[[Any], Any]) -> Any:
         try:
             return self.run(call)
         except AnswerLost as error:
@@ -108,9 +110,14 @@ class RedisCoordination:
                 ttl = b"" if op.ttl is None else b"%d" % max(1, round(op.ttl * 1000))
                 expected = op.expected if op.expected is not None else b""
                 args += (op.kind.value, op.value or b"", int(op.expected is not None), expected, op.amount, ttl)
-            flat = self._coordinate(lambda link, k=keys, a=args: link.script(APPLY, k, a))  # type: ignore[misc]
+            flat = self._apply(keys, args)
             results += [OpResult(bool(flat[i]), flat[i + 1]) for i in range(0, len(flat), 2)]
         return results
+
+    def _apply(self, keys: Sequence[str], args: Sequence[Any]) -> Sequence[Any]:
+        """Run operations; return for each whether it was applied, and the value after it."""
+        flat: Sequence[Any] = self._coordinate(lambda link: link.script(APPLY, keys, args))
+        return flat
 
     def acquire(self, key: str, owner: str, *, slots: int = 1, ttl: float) -> bool:
         name = self._key("s", key)

@@ -22,4 +22,8 @@ class AnswerLost(StoreUnavailable):
     """The connection broke after something was sent; whether it was done is not known."""
 
 
-ERRORS = Errors(StoreUnavailable, AnswerLost, StoreRefused, StoreUnavailable)
+class StoreFull(StoreUnavailable):
+    """The server has no memory left; nothing was stored."""
+
+
+ERRORS = Errors(StoreUnavailable, AnswerLost, StoreRefused, StoreFull)

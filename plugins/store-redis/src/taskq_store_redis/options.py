@@ -7,7 +7,8 @@ from typing import Any
 
 from taskq.spi import Durable, ReadableBy, StoreCapabilities, Support, option
 
-SCHEMES = ("redis", "rediss", "valkey", "valkeys", "redis+sentinel", "rediss+sentinel")
+CLUSTER_SCHEMES = ("redis+cluster", "rediss+cluster")
+SCHEMES = ("redis", "rediss", "valkey", "valkeys", "redis+sentinel", "rediss+sentinel", *CLUSTER_SCHEMES)
 MAX_RECORD_BYTES = 256 * 1024 * 1024
 
 

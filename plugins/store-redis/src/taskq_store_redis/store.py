@@ -15,13 +15,13 @@ import msgspec
 from taskq.errors import ResultTooLarge, StoreError, StoreUnavailable
 from taskq.message import Record
 from taskq.spi import Durable, StoreCapabilities, StoreConfig
-from taskq_lib_redis.connection import Links, RedisLink, Script, ServerError, make_target, ready
+from taskq_lib_redis.connection import Links, RedisLink, Script, ServerError, Target, make_target, ready
 from taskq_lib_redis.records import PUT_LUA, decode_record, decode_values, push_arguments, record_arguments
 from taskq_store_redis.coordination import RedisCoordination
 from taskq_store_redis.errors import ERRORS, StoreClosed, StoreRefused
 from taskq_store_redis.options import MAX_RECORD_BYTES, RedisStoreOptions, capabilities
 
-_PUT = Script(
+PUT = Script(
     PUT_LUA
     + """
 local out, n = {}, tonumber(ARGV[1])
@@ -52,7 +52,7 @@ class RedisStore(RedisCoordination):
         self.prefix = self.options.key_prefix
         self._target = make_target(config.urls, self.options, ERRORS)
         self._capabilities = capabilities(self.options)
-        self._links = Links(self._target)
+        self._links = Links(lambda: RedisLink(self._target))
         self._pid = os.getpid()
         self._open = False
         self._opening = threading.Lock()
@@ -85,7 +85,7 @@ class RedisStore(RedisCoordination):
                 return
             self._links.open()
             try:
-                self._links.run(self._greet)
+                self._meet()
             except ServerError as error:
                 self._links.close()
                 raise StoreError(f"{self._target.name} cannot be a result store: {error}") from error
@@ -97,9 +97,12 @@ class RedisStore(RedisCoordination):
             self._bell.setblocking(False)
             self._open = True
 
+    def _meet(self) -> None:
+        self._links.run(lambda link: link.call(b"MGET", f"{self.prefix}r:"))
+        self._links.run(self._greet)
+
     def _greet(self, link: RedisLink) -> None:
-        """Look whether we may read, and whether the server keeps what it has."""
-        link.call(b"MGET", f"{self.prefix}r:")
+        """Look whether the server keeps what it has."""
         try:
             flat = link.call(b"CONFIG", b"GET", b"maxmemory*")
         except (ServerError, StoreRefused):
@@ -140,7 +143,7 @@ class RedisStore(RedisCoordination):
         if not self._open:
             raise StoreClosed("the result store is not open; call open() first")
 
-    def run(self, call: Callable[[RedisLink], Any]) -> Any:
+    def run(self, call: Callable[[Any], Any]) -> Any:
         """Run a call with a borrowed connection; an error answer becomes a StoreError."""
         self._check()
         try:
@@ -164,25 +167,32 @@ class RedisStore(RedisCoordination):
         self.check_records(records)
         superseded: list[str] = []
         for part in _portions(records):
-            keys, values, ttls = record_arguments(part, self.prefix)
-            channels, pushed = push_arguments(part, values)
-            args: list[Any] = [len(keys)]
-            for value, ttl in zip(values, ttls, strict=True):
-                args += (value, ttl)
-            for channel, data in zip(channels, pushed, strict=True):
-                args += (channel, data)
-            worse = self.run(lambda link, keys=keys, args=args: link.script(_PUT, keys, args))  # type: ignore[misc]
-            superseded += [part[i - 1].id for i in worse]
+            superseded += self._store(part)
         return superseded
+
+    def _store(self, part: Sequence[Record]) -> list[str]:
+        """Store some records and push those that somebody waits for; return the ids of those superseded."""
+        keys, values, ttls = record_arguments(part, self.prefix)
+        channels, pushed = push_arguments(part, values)
+        args: list[Any] = [len(keys)]
+        for value, ttl in zip(values, ttls, strict=True):
+            args += (value, ttl)
+        for channel, data in zip(channels, pushed, strict=True):
+            args += (channel, data)
+        worse = self.run(lambda link: link.script(PUT, keys, args))
+        return [part[i - 1].id for i in worse]
 
     def get(self, ids: Sequence[str]) -> Sequence[Record | None]:
         self._check()
         found: list[Record | None] = []
         for start in range(0, len(ids), _CHUNK):
-            keys = [f"{self.prefix}r:{i}" for i in ids[start : start + _CHUNK]]
-            values = self.run(lambda link, keys=keys: link.call(b"MGET", *keys))  # type: ignore[misc]
+            values = self._values([f"{self.prefix}r:{i}" for i in ids[start : start + _CHUNK]])
             found += [None if value is None else self._decoded(value) for value in values]
         return found
+
+    def _values(self, keys: Sequence[str]) -> Sequence[bytes | None]:
+        values: Sequence[bytes | None] = self.run(lambda link: link.call(b"MGET", *keys))
+        return values
 
     def _decoded(self, value: bytes) -> Record:
         try:
@@ -198,8 +208,10 @@ class RedisStore(RedisCoordination):
     def delete(self, ids: Sequence[str]) -> None:
         self._check()
         for start in range(0, len(ids), _CHUNK):
-            keys = [f"{self.prefix}r:{i}" for i in ids[start : start + _CHUNK]]
-            self.run(lambda link, keys=keys: link.call(b"DEL", *keys))  # type: ignore[misc]
+            self._forget([f"{self.prefix}r:{i}" for i in ids[start : start + _CHUNK]])
+
+    def _forget(self, keys: Sequence[str]) -> None:
+        self.run(lambda link: link.call(b"DEL", *keys))
 
     # -------------------------------------------------------------------------------------------------- waiting
 
@@ -215,7 +227,7 @@ class RedisStore(RedisCoordination):
             self._check()
             channel = self._channel
             if channel is None or not channel.connected:
-                channel = channel or RedisLink(self._target)
+                channel = channel or RedisLink(self._anywhere())
                 try:
                     channel.call(b"SUBSCRIBE", self._address)
                 except ServerError as error:
@@ -224,6 +236,9 @@ class RedisStore(RedisCoordination):
                 self._channel = channel
                 self._looked.clear()  # what was pushed meanwhile has gone to nobody
             return channel
+
+    def _anywhere(self) -> Target:
+        return self._target
 
     def wait(self, ids: Sequence[str], timeout: float) -> Sequence[Record]:
         self._check()

@@ -38,6 +38,14 @@ _PATIENCE = 0.05
 """Seconds that a wake waits for the settling connection before it breaks the waiting one instead."""
 
 
+def waking_pipe() -> tuple[socket.socket, socket.socket]:
+    """Return two ends: what is written to the second ends a wait on the first."""
+    pipe, bell = socket.socketpair()
+    pipe.setblocking(False)
+    bell.setblocking(False)
+    return pipe, bell
+
+
 class RedisConsumer(Holder):
     """Takes messages and holds them under one lease, which ``extend`` keeps."""
 
@@ -66,16 +74,31 @@ class RedisConsumer(Holder):
         self._blocked = False
         self._woken = False
         self._complained: set[bytes] = set()
-        self._pipe, self._bell = socket.socketpair()
-        self._pipe.setblocking(False)
-        self._bell.setblocking(False)
+        self.alone = True
+        """Whether nothing is held by others that share our credit."""
+        self._shares_pipe = place.pipe is not None
+        self._pipe, self._bell = place.pipe or waking_pipe()
         try:
             self._enter()
         except BaseException:
-            self._pipe.close()
-            self._bell.close()
+            self._close_pipe()
             self._claims.close()
             raise
+
+    @property
+    def due(self) -> float | None:
+        """Seconds until the next delayed message was due, at the last claim."""
+        return self._due
+
+    @property
+    def blocked(self) -> bool:
+        """Whether the next message is larger than the bytes that are left."""
+        return self._blocked
+
+    def _close_pipe(self) -> None:
+        if not self._shares_pipe:
+            self._pipe.close()
+            self._bell.close()
 
     # ------------------------------------------------------------------------------------- standing on the server
 
@@ -109,7 +132,7 @@ class RedisConsumer(Holder):
             try:
                 self._enter()
             except LeaseLost:
-                self._expired(self.id)
+                self.expired(self.id)
                 continue
             wanted = {self._names[n] for n in self._subscribed}
             self._return([d for d in self._buffer if d.queue not in wanted])
@@ -147,12 +170,12 @@ class RedisConsumer(Holder):
             if deliveries:
                 if ahead and len(deliveries) >= limit and not self._buffer:
                     self._claim_ahead(ahead)
-                return Fetched(deliveries, self._take_losses() if self._losses else ())
+                return Fetched(deliveries, self.losses() if self._losses else ())
             left = end - time.monotonic()
             if self._woken or self._losses or left <= 0:
                 self._woken = False
                 self._drain()
-                return Fetched((), self._take_losses())
+                return Fetched((), self.losses())
             self._wait(left)
 
     def _take_now(self, limit: int) -> list[Delivery]:
@@ -184,7 +207,7 @@ class RedisConsumer(Holder):
                 if error.code != "LOST":
                     self._spoil(first)
                     raise self._problem(error) from error
-                self._expired(name)
+                self.expired(name)
                 continue
             except ConnectionLost:
                 self._spoil(first)
@@ -210,7 +233,8 @@ class RedisConsumer(Holder):
         queues = self._subscribed
         busy = self._held or self._leaving
         args: list[Any] = [
-            self._prefix, name, self._spoilt, room, max(0, self._max_bytes - self._bytes), 0 if busy else 1, self._next,
+            self._prefix, name, self._spoilt, room, max(0, self._max_bytes - self._bytes),
+            int(not busy and self.alone), self._next,
         ]  # fmt: skip
         self._next += room
         count = len(queues)
@@ -287,7 +311,7 @@ class RedisConsumer(Holder):
             answer = self._claims.receive()
         except ServerError as error:
             if error.code == "LOST":
-                self._expired(name)
+                self.expired(name)
             elif error.code != "NOSCRIPT":  # with which nothing was done
                 self._spoil(first)
                 raise self._problem(error) from error
@@ -391,8 +415,7 @@ class RedisConsumer(Holder):
             if self.id:
                 self._leave()
             self._settles.close()
-        self._pipe.close()
-        self._bell.close()
+        self._close_pipe()
         self._held.clear()
         self._buffer.clear()
 

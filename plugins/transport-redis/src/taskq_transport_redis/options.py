@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+import msgspec
+
 from taskq.spi import (
     Capabilities,
     DeliveryCount,
@@ -19,7 +21,8 @@ from taskq.spi import (
     option,
 )
 
-SCHEMES = ("redis", "rediss", "valkey", "valkeys", "redis+sentinel", "rediss+sentinel")
+CLUSTER_SCHEMES = ("redis+cluster", "rediss+cluster")
+SCHEMES = ("redis", "rediss", "valkey", "valkeys", "redis+sentinel", "rediss+sentinel", *CLUSTER_SCHEMES)
 MAX_PAYLOAD_BYTES = 256 * 1024 * 1024
 """Half of what one Redis string may hold, so that a frame and its script argument fit."""
 
@@ -78,6 +81,20 @@ def capabilities(options: Any) -> Capabilities:
         notes=(
             "Messages survive power loss with appendonly yes and appendfsync always, else the last may be lost.",
             "With wait_replicas a failover loses nothing that counts as sent; it may lose acknowledgements.",
-            "One server, its fail-over servers, or Sentinel; Redis Cluster is not supported yet.",
+            "One server, its fail-over servers, or Sentinel; redis+cluster:// for a cluster.",
+        ),
+    )
+
+
+def cluster_capabilities(options: Any) -> Capabilities:
+    """Return the widest promise of a cluster."""
+    return msgspec.structs.replace(
+        capabilities(options),
+        duplicates=Duplicates.POSSIBLE,
+        fused_stores=(),
+        notes=(
+            "Messages survive power loss with appendonly yes and appendfsync always, else the last may be lost.",
+            "A failover loses what the new master had not received; with wait_replicas nothing that counts as sent.",
+            "A queue has one slot. Results lie in other slots: storing one and the acknowledgement are apart.",
         ),
     )

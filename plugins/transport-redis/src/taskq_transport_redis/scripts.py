@@ -29,6 +29,8 @@ REAPED_AT_ONCE = 10
 MANY = 16
 """Most queues that a consumer looks at one after the other; from there on it asks which of them hold anything."""
 
+_RUNG = f"redis.call('PEXPIRE', bell, {BELL_TTL_MS})"
+
 _COMMON = f"""
 local function now_ms()
   local t = redis.call('TIME')
@@ -37,7 +39,7 @@ end
 local function ring(bell)
   if redis.pcall('LLEN', bell) == 0 then
     redis.call('RPUSH', bell, '1')
-    redis.call('PEXPIRE', bell, {BELL_TTL_MS})
+    {_RUNG}
   end
 end
 local function chunks(list, size, call)
@@ -69,9 +71,10 @@ SEND = Script(
     f"""
 local size = redis.call('RPUSH', KEYS[1], unpack(ARGV, 2))
 if size == #ARGV - 1 then redis.pcall('SADD', KEYS[3], ARGV[1]) end
-if redis.pcall('LLEN', KEYS[2]) == 0 then
-  redis.call('RPUSH', KEYS[2], '1')
-  redis.call('PEXPIRE', KEYS[2], {BELL_TTL_MS})
+local bell = KEYS[2]
+if redis.pcall('LLEN', bell) == 0 then
+  redis.call('RPUSH', bell, '1')
+  {_RUNG}
 end
 return size
 """
@@ -435,3 +438,18 @@ return count
 """
 )
 """ARGV: prefix, queue. Drops what is ready or delayed, keys of another type too; returns how many messages."""
+
+
+def on_cluster(script: Script) -> Script:
+    """Return the script for a cluster, where nobody can pop bells of several slots: ringing one publishes, too.
+
+    The bell's key stays until somebody finds the queue empty, so that what is sent meanwhile publishes nothing.
+    """
+    return _ON_CLUSTER.get(script, script)
+
+
+_ON_CLUSTER = {
+    script: Script(script.text.replace(_RUNG, f"{_RUNG}\nredis.call('SPUBLISH', bell, '')"))
+    for script in list(globals().values())
+    if isinstance(script, Script) and _RUNG in script.text
+}

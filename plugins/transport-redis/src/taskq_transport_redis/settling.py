@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import base64
 import os
+import socket
 import threading
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
 import msgspec
@@ -25,7 +26,7 @@ _MOST_AT_ONCE = 1000
 _SETTLE_CHUNK = 4000
 _SETTLE_BYTES = 8 << 20
 _GONE = "the lease ended and the message was given back"
-_NOT_HELD = "not held: it was settled before, or the lease ended"
+NOT_HELD = "not held: it was settled before, or the lease ended"
 _pack = msgspec.msgpack.Encoder().encode
 
 
@@ -50,6 +51,10 @@ class Place:
     settles: Any
     guard: tuple[str, ...] = ()
     """A key that never exists: named beside another, it makes a cluster refuse a script while the slot is moved."""
+    settling: threading.Lock = field(default_factory=threading.Lock)
+    """Held for a round trip of the settling connection."""
+    pipe: tuple[socket.socket, socket.socket] | None = None
+    """What wakes the intake thread, where several consumers share it."""
 
 
 class Holder:
@@ -60,8 +65,7 @@ class Holder:
         self._prefix = place.prefix
         self._keys = (f"{place.prefix}c", *place.guard)
         self._settles = place.settles
-        self._settling = threading.Lock()
-        """Held for a round trip of the settling connection."""
+        self._settling = place.settling
         self._state = threading.Lock()
         """Guards what is held, the bytes, the losses and the name; never held over a call of the server."""
         self.id = ""
@@ -75,6 +79,11 @@ class Holder:
         self._starved = False
         """Whether the intake thread waits for room."""
         self._closed = False
+
+    @property
+    def holding(self) -> tuple[int, int]:
+        """How many messages are held, those being settled included, and their bytes."""
+        return len(self._held) + self._leaving, self._bytes
 
     @property
     def _lease_ms(self) -> int:
@@ -95,7 +104,7 @@ class Holder:
             return LeaseLost()
         return TransportError(f"{self._transport.target.name} refused a script: {error}")
 
-    def _expired(self, name: str) -> None:
+    def expired(self, name: str) -> None:
         """Note that the lease of this name is lost, and with it all that is held."""
         with self._state:
             if self.id != name:
@@ -111,7 +120,7 @@ class Holder:
         lost: list[Lost] = []
         for start in range(0, len(settlements), _SETTLE_CHUNK):
             lost += self._end(settlements[start : start + _SETTLE_CHUNK], ())
-        return lost + self._take_losses() if self._losses else lost
+        return lost + self.losses() if self._losses else lost
 
     def commit(self, commits: Sequence[Commit]) -> list[Lost]:
         """Settle with records and follow-ups."""
@@ -119,7 +128,7 @@ class Holder:
         lost: list[Lost] = []
         for part in _portions(commits):
             lost += self._end([c.settlement for c in part], part)
-        return lost + self._take_losses() if self._losses else lost
+        return lost + self.losses() if self._losses else lost
 
     def _end(self, settlements: Sequence[Settlement], commits: Sequence[Commit]) -> list[Lost]:
         ended: dict[int, tuple[int, int]] = {}
@@ -130,7 +139,7 @@ class Holder:
             for s in settlements:
                 entry = pop(s.receipt, None)
                 if entry is None:
-                    lost.append(Lost(s.receipt, _NOT_HELD))
+                    lost.append(Lost(s.receipt, NOT_HELD))
                 else:
                     ended[s.receipt] = entry
             self._leaving += len(ended)
@@ -144,7 +153,7 @@ class Holder:
                 self._run(self._settles, scripts.SETTLE, (name, self._prefix, *args))
         except LeaseLost:
             self._left(ended, name)
-            self._expired(name)
+            self.expired(name)
             return lost + [Lost(receipt, _GONE) for receipt in ended]
         except BaseException:
             # nothing is known, so all of it is held still, unless the lease was lost meanwhile
@@ -202,7 +211,7 @@ class Holder:
 
     def flush(self, timeout: float) -> Sequence[Lost]:
         self._check()
-        return self._take_losses()
+        return self.losses()
 
     def extend(self, receipts: Sequence[Receipt] | None = None) -> Sequence[Lost]:
         self._check()
@@ -211,10 +220,16 @@ class Holder:
             with self._settling:
                 alive = self._run(self._settles, scripts.BEAT, (name, self._lease_ms))
             if not alive:
-                self._expired(name)
-        return self._take_losses()
+                self.expired(name)
+        return self.losses()
 
-    def _take_losses(self) -> list[Lost]:
+    def beat(self) -> tuple[Script, Sequence[Any], Sequence[Any]] | None:
+        """Return the script that renews the lease; None where there is none."""
+        name = self.id
+        return (scripts.BEAT, self._keys[:1], (name, self._lease_ms)) if name else None
+
+    def losses(self) -> list[Lost]:
+        """Return the losses that were not reported yet."""
         with self._state:
             losses, self._losses = self._losses, []
         return losses

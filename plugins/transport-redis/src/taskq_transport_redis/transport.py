@@ -23,7 +23,7 @@ from taskq.errors import (
 )
 from taskq.message import Outbound, Peeked, QueueFacts, QueueSpec, QueueStats, SendFailure
 from taskq.spi import Capabilities, DeclareMode, Duplicates, Durability, TransportConfig
-from taskq_lib_redis.connection import Errors, Links, RedisLink, Script, ServerError, make_target
+from taskq_lib_redis.connection import Errors, Links, RedisLink, Script, ServerError, Target, make_target
 from taskq_transport_redis import scripts
 from taskq_transport_redis.broadcast import Listener
 from taskq_transport_redis.consumer import RedisConsumer
@@ -31,13 +31,12 @@ from taskq_transport_redis.frames import check_size, delayed_member, frame, read
 from taskq_transport_redis.options import RedisOptions, capabilities
 
 ERRORS = Errors(ConnectionFailed, ConnectionLost, AuthenticationFailed, StorageFull)
-_OLDEST = (6, 2)
 _CHUNK = 1000
 _CHUNK_BYTES = 8 << 20
 _QUEUES_AT_ONCE = 500
 
 
-class _Command:
+class SendCommand:
     """A script call that sends some messages of a batch."""
 
     __slots__ = ("args", "indices", "keys", "script")
@@ -52,6 +51,8 @@ class _Command:
 class RedisTransport:
     """One Redis or Valkey server, or its fail-over servers in order."""
 
+    _oldest = (6, 2)
+
     def __init__(self, config: TransportConfig) -> None:
         self.options: RedisOptions = config.options
         self.config = config
@@ -59,10 +60,10 @@ class RedisTransport:
         self.target = make_target(config.urls, self.options, ERRORS)
         self.lease_s = config.lease_s or capabilities(self.options).lease_default_s
         self._capabilities = capabilities(self.options)
-        self._links = Links(self.target)
+        self._links = Links(lambda: RedisLink(self.target))
         self._pid = os.getpid()
         self._open = False
-        self._consumers: set[RedisConsumer] = set()
+        self._consumers: set[Any] = set()
         self._listeners: dict[str, Listener] = {}
 
     @property
@@ -85,11 +86,15 @@ class RedisTransport:
         self.check_process()
         self._links.open()
         try:
-            self._links.run(self._greet)
+            self._meet()
         except BaseException:
             self._links.close()
             raise
         self._open = True
+
+    def _meet(self) -> None:
+        """Look at the server, and know what it can do."""
+        self._links.run(self._greet)
 
     def _greet(self, link: RedisLink) -> None:
         """Look at the server's version, what we may do there, and its persistence."""
@@ -99,11 +104,15 @@ class RedisTransport:
             )
             version = fields.get("redis_version", "")
         except (ServerError, AuthenticationFailed):
-            version = ""  # the user may not ask
-        if version and tuple(int(part) for part in version.split(".")[:2]) < _OLDEST:
-            raise SchemaMismatch(f"{self.target.name} is Redis {version}; this transport needs 6.2 or newer")
+            fields, version = {}, ""  # the user may not ask
+        oldest = self._oldest
+        if version and tuple(int(part) for part in version.split(".")[:2]) < oldest:
+            raise SchemaMismatch(
+                f"{self.target.name} is Redis {version}; this transport needs {oldest[0]}.{oldest[1]} or newer"
+            )
+        self._check_mode(fields.get("redis_mode", "") or fields.get("server_mode", ""))
         try:
-            link.script(scripts.STATS, (f"{self.prefix}c",), (self.prefix, "taskq"))
+            self._probe(link)
         except ServerError as error:
             raise TransportError(f"{self.target.name} cannot be a broker: {error}") from error
         settings = self._settings(link)
@@ -120,6 +129,15 @@ class RedisTransport:
             durability=Durability.DISK if always else Durability.SERVER,
             duplicates=Duplicates.POSSIBLE if fail_over else Duplicates.AFTER_LOST_LEASE,
         )
+
+    def _check_mode(self, mode: str) -> None:
+        if mode == "cluster":
+            scheme = self.target.urls[0].scheme.replace("valkey", "redis").partition("+")[0]
+            raise NotSupported(f"{self.target.name} is a node of a cluster; write {scheme}+cluster://")
+
+    def _probe(self, link: RedisLink) -> None:
+        """See whether we may do here what we will do. Raises: ServerError, AuthenticationFailed."""
+        link.script(scripts.STATS, (f"{self.prefix}c",), (self.prefix, "taskq"))
 
     def _settings(self, link: RedisLink) -> dict[str, str]:
         """Return the server's settings that matter here; nothing where the user may not ask."""
@@ -162,13 +180,19 @@ class RedisTransport:
         try:
             return self._links.run(call)
         except ServerError as error:
-            raise _refused(self.target.name, error) from error
+            raise refused(self.target.name, error) from error
 
     def _call(self, *command: Any) -> Any:
         return self._do(lambda link: link.call(*command))
 
-    def _run(self, script: Script, *args: Any) -> Any:
-        return self._do(lambda link: link.script(script, (f"{self.prefix}c",), (self.prefix, *args)))
+    def space(self, queue: str) -> str:
+        """Return the beginning of a queue's keys."""
+        return str(self.prefix)
+
+    def _run(self, queue: str, script: Script, *args: Any) -> Any:
+        """Run a script that is about one queue."""
+        space: str = self.space(queue)
+        return self._do(lambda link: link.script(script, (f"{space}c",), (space, *args)))
 
     # ------------------------------------------------------------------------------------------------- messages
 
@@ -185,11 +209,11 @@ class RedisTransport:
         names = [queue.name for queue in queues]
         made: set[str] = set()
         if mode == "create" and names:
-            commands = [(b"SADD", f"{self.prefix}queues", name) for name in names]
+            commands = [(b"SADD", f"{self.space(name)}queues", name) for name in names]
             answers = self._do(lambda link: link.pipeline(commands))
             for name, answer in zip(names, answers, strict=True):
                 if isinstance(answer, ServerError):
-                    raise _refused(self.target.name, answer)
+                    raise refused(self.target.name, answer)
                 if isinstance(answer, Exception):
                     raise answer
                 if answer:
@@ -214,21 +238,25 @@ class RedisTransport:
             except ConnectionLost as error:
                 return (SendFailure(0, str(error), maybe_sent=True),)
             except ServerError as error:
-                return (SendFailure(0, str(_refused(self.target.name, error))),)
+                return (SendFailure(0, str(refused(self.target.name, error))),)
             return ()
+        return self._send_any(batch)
+
+    def _send_any(self, batch: Sequence[Outbound]) -> list[SendFailure]:
         failures = [failure for i, o in enumerate(batch) if (failure := _refusal(i, o)) is not None]
         bad = {failure.index for failure in failures}
         good = [(i, o) for i, o in enumerate(batch) if i not in bad] if bad else list(enumerate(batch))
         if good:
             commands = self._commands(good)
-            failures += self._links.run(lambda link: self._pipelined(link, commands))
+            failures += self._links.run(lambda link: self._sent(link, commands))
         return failures
 
     def _single(self, outbound: Outbound) -> tuple[tuple[str, str, str], tuple[str, bytes]]:
-        p, queue = self.prefix, outbound.queue
+        queue = outbound.queue
+        p = self.space(queue)
         return (f"{p}q:{queue}:{outbound.priority}", f"{p}b:{queue}", f"{p}n"), (queue, frame(outbound))
 
-    def _commands(self, good: Sequence[tuple[int, Outbound]]) -> list[_Command]:
+    def _commands(self, good: Sequence[tuple[int, Outbound]]) -> list[SendCommand]:
         """Group messages by queue and priority, each group in the order given."""
         now: dict[tuple[str, int], list[tuple[int, list[Any], int]]] = {}
         later: dict[str, list[tuple[int, list[Any], int]]] = {}
@@ -238,15 +266,16 @@ class RedisTransport:
                 later.setdefault(o.queue, []).append((i, entry, len(o.payload)))
             else:
                 now.setdefault((o.queue, o.priority), []).append((i, [frame(o)], len(o.payload)))
-        p = self.prefix
-        commands: list[_Command] = []
+        commands: list[SendCommand] = []
         for (queue, priority), entries in now.items():
+            p = self.space(queue)
             _chunked(commands, scripts.SEND, (f"{p}q:{queue}:{priority}", f"{p}b:{queue}", f"{p}n"), queue, entries)
         for queue, entries in later.items():
+            p = self.space(queue)
             _chunked(commands, scripts.SEND_DELAYED, (f"{p}d:{queue}", f"{p}b:{queue}", f"{p}n"), queue, entries)
         return commands
 
-    def _pipelined(self, link: RedisLink, commands: Sequence[_Command]) -> list[SendFailure]:
+    def _sent(self, link: RedisLink, commands: Sequence[SendCommand]) -> list[SendFailure]:
         packed: list[tuple[Any, ...]] = [(b"EVALSHA", c.script.sha, 3, *c.keys, *c.args) for c in commands]
         replicas = self.options.wait_replicas
         if replicas:
@@ -266,7 +295,7 @@ class RedisTransport:
                 repeated = True
                 link.script(command.script, command.keys, command.args)
             except (TransportError, ServerError) as error:
-                problem = _refused(self.target.name, error) if isinstance(error, ServerError) else error
+                problem = refused(self.target.name, error) if isinstance(error, ServerError) else error
                 maybe = isinstance(error, ConnectionLost)
                 failures += [SendFailure(i, str(problem), maybe, problem.retryable) for i in command.indices]
         if replicas:
@@ -274,7 +303,7 @@ class RedisTransport:
         return failures
 
     def _unreplicated(
-        self, link: RedisLink, commands: Sequence[_Command], failed: set[int], answer: Any, repeated: bool
+        self, link: RedisLink, commands: Sequence[SendCommand], failed: set[int], answer: Any, repeated: bool
     ) -> list[SendFailure]:
         wanted = self.options.wait_replicas
         if repeated:
@@ -293,7 +322,7 @@ class RedisTransport:
         self._consumers.add(consumer)
         return consumer
 
-    def forget(self, consumer: RedisConsumer) -> None:
+    def forget(self, consumer: Any) -> None:
         """Take a closed consumer off the list of those to close."""
         self._consumers.discard(consumer)
 
@@ -304,7 +333,7 @@ class RedisTransport:
         counts: dict[str, QueueStats] = {}
         for start in range(0, len(queues), _QUEUES_AT_ONCE):
             part = queues[start : start + _QUEUES_AT_ONCE]
-            flat = self._run(scripts.STATS, *part)
+            flat = self._run(part[0], scripts.STATS, *part)
             for n, queue in enumerate(part):
                 known, ready, held, delayed = flat[4 * n : 4 * n + 4]
                 if known:
@@ -312,16 +341,16 @@ class RedisTransport:
         return counts
 
     def purge(self, queues: Sequence[str]) -> Mapping[str, int]:
-        return {queue: int(self._run(scripts.PURGE, queue)) for queue in queues}
+        return {queue: int(self._run(queue, scripts.PURGE, queue)) for queue in queues}
 
     def peek(self, queue: str, *, limit: int = 100, after: str | None = None) -> Sequence[Peeked]:
-        while self._run(scripts.PROMOTE, queue) == 1000:
+        while self._run(queue, scripts.PROMOTE, queue) == 1000:
             continue
         start = int(after) + 1 if after is not None else 0
         found: list[Peeked] = []
         position = 0
         for priority in range(9, -1, -1):
-            key = f"{self.prefix}q:{queue}:{priority}"
+            key = f"{self.space(queue)}q:{queue}:{priority}"
             size = self._call(b"LLEN", key)
             first = max(0, start - position)
             if first < size and len(found) < limit:
@@ -337,9 +366,8 @@ class RedisTransport:
         return found
 
     def _peek_delayed(self, queue: str, limit: int, first: int, position: int) -> list[Peeked]:
-        key = f"{self.prefix}d:{queue}"
-        seconds, micros = self._call(b"TIME")
-        now = int(seconds) + int(micros) / 1e6
+        key = f"{self.space(queue)}d:{queue}"
+        now = self._now()
         members = self._call(b"ZRANGE", key, first, first + limit - 1, b"WITHSCORES")
         found = []
         for n in range(0, len(members), 2):
@@ -349,6 +377,10 @@ class RedisTransport:
             found.append(Peeked(cursor, payload, queue, priority=priority, delay=delay, deliveries=deliveries))
         return found
 
+    def _now(self) -> float:
+        seconds, micros = self._call(b"TIME")
+        return int(seconds) + int(micros) / 1e6
+
     def broadcast(self, channel: str, payload: bytes) -> None:
         self._call(b"PUBLISH", f"{self.prefix}x:{channel}", payload)
 
@@ -356,8 +388,11 @@ class RedisTransport:
         self._check()
         listener = self._listeners.get(channel)
         if listener is None:
-            listener = self._listeners[channel] = Listener(self.target, f"{self.prefix}x:{channel}")
+            listener = self._listeners[channel] = Listener(self._anywhere(), f"{self.prefix}x:{channel}")
         return listener.listen(wait)
+
+    def _anywhere(self) -> Target:
+        return self.target
 
     def maintain(self, budget_s: float) -> float:
         end = time.monotonic() + budget_s
@@ -370,7 +405,7 @@ class RedisTransport:
 
 
 def _chunked(
-    commands: list[_Command], script: Script, keys: tuple[str, str, str], queue: str,
+    commands: list[SendCommand], script: Script, keys: tuple[str, str, str], queue: str,
     entries: Sequence[tuple[int, list[Any], int]],
 ) -> None:  # fmt: skip
     """Add the commands that send these entries, none out of proportion."""
@@ -379,15 +414,16 @@ def _chunked(
     size = 0
     for i, values, length in entries:
         if indices and (len(indices) >= _CHUNK or size + length > _CHUNK_BYTES):
-            commands.append(_Command(script, keys, args, indices))
+            commands.append(SendCommand(script, keys, args, indices))
             args, indices, size = [queue], [], 0
         args += values
         indices.append(i)
         size += length
-    commands.append(_Command(script, keys, args, indices))
+    commands.append(SendCommand(script, keys, args, indices))
 
 
-def _refused(server: str, error: ServerError) -> TransportError:
+def refused(server: str, error: ServerError) -> TransportError:
+    """Return the error for what the server answered."""
     return TransportError(f"{server} refused a command: {error}")
 
 
