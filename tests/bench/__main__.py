@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import importlib.metadata
 import json
 import os
 import shutil
@@ -12,15 +13,15 @@ import time
 from pathlib import Path
 from typing import Any
 
-from tests.bench import report, taskq_cases, venv
-from tests.bench.cases import STEPS, Turn
-from tests.bench.contender import ROOT, Contender, Failed, box
+from tests.bench import brokers, report, taskq_cases, venv
+from tests.bench.cases import Turn
+from tests.bench.contender import ROOT, Contender, Failed, box, python_side
 from tests.bench.groups import GROUPS, Group
-from tests.bench.machine import describe, server_settings, spin
+from tests.bench.machine import describe, spin
 from tests.bench.measure import Table
 
 OUT = ROOT / "build/bench"
-OWN = ("start", "memory", "idle", "backlog", "size")
+OWN = ("start", "memory", "idle", "backlog", "queues", "size")
 NAMES = [*OWN[:-1], *(g.name for g in GROUPS)]
 
 
@@ -37,8 +38,8 @@ def main() -> int:
     path = Path(options.json or OUT / f"{time.strftime('%Y%m%d-%H%M%S')}.json")
     path.write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n", "utf-8")
     show(result, options)
-    report.plot(result, path.with_suffix(".png"))
-    print(f"\nwritten: {os.path.relpath(path)}")
+    path.with_suffix(".svg").write_text(report.plot(result), "utf-8")
+    print(f"\nwritten: {os.path.relpath(path)}, {path.with_suffix('.svg').name}")
     return 0
 
 
@@ -46,6 +47,7 @@ def show(result: dict[str, Any], options: argparse.Namespace) -> int:
     print(report.text(result))
     if options.write_docs:
         (ROOT / "docs/benchmarks.md").write_text(report.document(result), "utf-8")
+        (ROOT / "docs/benchmarks.svg").write_text(report.plot(result), "utf-8")
     return 0
 
 
@@ -60,6 +62,8 @@ class Run:
         self.rounds = options.rounds or (1 if options.quick else 3)
         self.spins: list[float] = []
         self.began = time.time()
+        self.until = time.monotonic() + 60 * options.minutes
+        self.took: dict[str, float] = {}
         self.missing: dict[str, str] = {}
         self.servers: dict[str, dict[str, str]] = {}
         self.groups = [g for g in GROUPS if g.name in options.only or (g.idle and "idle" in options.only)]
@@ -74,11 +78,12 @@ class Run:
         load = os.getloadavg()[0]
         self.prepare()
         self.own()
-        for group in self.groups:
-            if group.name in self.options.only:
-                self.group(group)
+        for number in range(self.rounds):
+            for group in self.groups:
+                if group.name in self.options.only:
+                    self.round(group, number)
         return {
-            "format": 1,
+            "format": 2,
             "began": time.strftime("%Y-%m-%d", time.gmtime(self.began)),
             "seconds": round(time.time() - self.began),
             "settings": {"rounds": self.rounds, "quick": self.options.quick, "full": self.options.full},
@@ -94,7 +99,7 @@ class Run:
                 *([g.name, case, goal] for g in self.groups for case, goal in g.goals.items()),
             ],
             "contenders": [
-                [g.name, c.label, {k: v for k, v in c.facts.items() if k not in ("worker", "prepares")}]
+                [g.name, c.label, c.role, {k: c.facts[k] for k in ("versions", "python", "ack", "durability", "note")}]
                 for g in self.groups
                 for c in g.contenders
                 if c.facts
@@ -105,38 +110,66 @@ class Run:
         }
 
     def prepare(self) -> None:
-        """Install the peers, ask everybody for facts, and leave out who cannot take part."""
-        python, failed = Path(sys.executable), {}
-        if not self.options.no_peers and any(c.peer for g in self.groups for c in g.contenders):
-            python, failed = venv.make(OUT / "venv")
-        self.missing |= failed
+        """Install the peers, look for the servers and plugins, and leave out who cannot take part."""
         for group in list(self.groups):
-            if group.server and not os.environ.get(group.server):
+            server = os.environ.get(group.server, "")
+            if group.server and not server:
                 self.missing[group.title] = "no server; `make bench` starts those that are installed"
                 self.groups.remove(group)
                 continue
+            if not self.options.peers:
+                group.contenders = [c for c in group.contenders if not c.peer]
+            if self.options.contender:
+                group.contenders = [c for c in group.contenders if c.label in self.options.contender.split(";")]
+            group.contenders = [c for c in group.contenders if self.has_plugins(c, group)]
             if group.server:
-                self.servers[group.name] = server_settings(os.environ[group.server])
-            group.contenders = [c for c in group.contenders if self.takes_part(c, group, python)]
+                self.servers.setdefault(
+                    group.server[len("TASKQ_TEST_") : -len("_URL")].lower(), brokers.settings(server)
+                )
+        known: dict[str, tuple[Path, dict[str, str]] | str] = {}
+        for group in self.groups:
+            group.contenders = [c for c in group.contenders if self.has_program(c, group, known)]
 
-    def takes_part(self, contender: Contender, group: Group, python: Path) -> bool:
-        if contender.peer:
-            if self.options.no_peers:
+    def has_plugins(self, contender: Contender, group: Group) -> bool:
+        for needed in contender.needs:
+            kind, _, name = needed.partition(":")
+            if not importlib.metadata.entry_points(group=kind, name=name):
+                self.missing[f"{contender.label} ({group.name})"] = f"no plugin {name} in {kind}"
                 return False
-            contender.python = python
-        try:
-            with box(contender, self.work, os.environ.get(group.server, "")):
-                return True
-        except Failed as error:
-            self.missing[f"{contender.label} ({group.name})"] = str(error)
+        return True
+
+    def has_program(self, contender: Contender, group: Group, known: dict[str, Any]) -> bool:
+        """Find out what runs a contender's side; install a peer's environment when it is the first of its kind."""
+        kind = contender.kind
+        if not contender.peer:
+            contender.command = python_side(contender)
+            return True
+        if kind not in known:
+            try:
+                known[kind] = venv.make(OUT, kind)
+            except venv.Missing as error:
+                known[kind] = str(error)
+            if isinstance(known[kind], tuple):
+                self.missing |= known[kind][1]
+        if isinstance(known[kind], str):
+            self.missing[f"{contender.label} ({group.name})"] = known[kind]
             return False
+        program = str(known[kind][0])
+        contender.command = python_side(contender, program)
+        if kind == "node":
+            # a module looks for its imports beside itself
+            home = OUT / f"venv-{kind}"
+            shutil.copy(Path(__file__).parent / "peers" / contender.module, home)
+            contender.command = [program, str(home / contender.module)]
+            contender.environment["BENCH_MODULES"] = str(home / "node_modules")
+        return True
 
     def own(self) -> None:
         """Measure what only taskq is asked."""
         only = self.options.only
         if "start" in only:
             self.say("start-up")
-            taskq_cases.start(self.table, 3 if self.options.quick else 9)
+            taskq_cases.start(self.table, 3 if self.options.quick else 5)
         if "memory" in only:
             self.say("memory transport")
             taskq_cases.memory(self.table, self.rounds, int(300_000 * self.factor), self.work)
@@ -144,31 +177,59 @@ class Run:
             for group in self.groups:
                 if group.idle:
                     self.say(f"idle workers, {group.name}")
-                    taskq_cases.idle(self.table, group.contenders, 3 if self.options.quick else 10, self.work)
+                    taskq_cases.idle(self.table, group.contenders, 3 if self.options.quick else 8, self.work)
         if "backlog" in only:
             self.say("backlog")
             large = 1_000_000 if self.options.full else 200_000
-            taskq_cases.backlog(self.table, self.rounds, int(large * self.factor), self.work)
+            taskq_cases.backlog(self.table, int(large * self.factor), self.work)
+        server = os.environ.get("TASKQ_TEST_REDIS_URL", "")
+        if "queues" in only and server:
+            self.say("many queues")
+            taskq_cases.queues(self.table, int(100_000 * self.factor), 1000, self.work, server)
 
-    def group(self, group: Group) -> None:
-        """Measure one broker: every step, round by round, the contenders in turns."""
+    def round(self, group: Group, number: int) -> None:
+        """Measure one broker once; after the first round the marks only, and only while there is time."""
         sizes = group.sizes.times(self.factor)
         server = os.environ.get(group.server, "")
-        for step in STEPS:
-            for number in range(self.rounds):
-                self.say(f"{group.name}: {step.__name__.replace('_', ' ')}, round {number + 1} of {self.rounds}")
-                # alternate the order, so that nobody always runs in another's wake
-                for contender in group.contenders[:: -1 if number % 2 else 1]:
-                    Turn(self.table, group.name, contender, sizes, self.work, server).take(step)
+        # alternate the order, so that nobody always runs in another's wake
+        for contender in group.contenders[:: -1 if number % 2 else 1]:
+            name = f"{contender.label} ({group.name})"
+            if number and (not contender.every_round or name not in self.took):
+                continue
+            left = self.until - time.monotonic()
+            if left < self.took.get(name, 0.0):
+                if not number:
+                    self.missing[name] = f"the time was up (--minutes {self.options.minutes:g})"
+                continue
+            self.say(f"round {number + 1} of {self.rounds}, {group.name}: {contender.label}")
+            began = time.monotonic()
+            try:
+                if not contender.facts:
+                    with box(contender, self.work, server):
+                        pass
+                group.measure(Turn(self.table, group.name, contender, sizes, self.work, server))
+            except Failed as error:
+                self.missing[name] = str(error)
+                continue
+            except Exception as error:  # a peer's or server's surprise must not end the run
+                self.missing[name] = f"{type(error).__name__}: {error}"[:300]
+                continue
+            self.took[name] = time.monotonic() - began
 
 
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="make bench ARGS='…'", description="Rates and ratios, printed.")
-    parser.add_argument("--only", default=",".join(NAMES), metavar="NAME,…", help=f"of {', '.join(NAMES)}")
+    parser.add_argument("--only", default=",".join(NAMES), metavar="GROUP,…", help=f"of {', '.join(NAMES)}")
+    parser.add_argument("--contender", metavar="LABEL;…", help="just these")
     parser.add_argument("--quick", action="store_true", help="a tenth of the messages, one round: does it work?")
     parser.add_argument("--full", action="store_true", help="the backlog of a million")
     parser.add_argument("--rounds", type=int, metavar="N", help="default 3; medians are shown")
-    parser.add_argument("--no-peers", action="store_true", help="taskq and the bare libraries only")
+    parser.add_argument(
+        "--minutes", type=float, default=14.0, metavar="N", help="start no further round or peer after so long (14)"
+    )
+    parser.add_argument(
+        "--peers", action=argparse.BooleanOptionalAction, default=True, help="or taskq and the bare libraries only"
+    )
     parser.add_argument("--json", metavar="FILE", help="default: a new file in build/bench/")
     parser.add_argument("--read", metavar="FILE", help="show an earlier run's file instead of measuring")
     parser.add_argument("--write-docs", action="store_true", help="write docs/benchmarks.md from it")

@@ -6,20 +6,22 @@ and the start is not in it. Contenders take turns within each round, so that the
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.bench.contender import START_TIMEOUT, Box, Contender, Failed, box
-from tests.bench.measure import Table, percentile
+from tests.bench.contender import START_TIMEOUT, Box, Contender, Failed, RunningWorker, box
+from tests.bench.measure import Table, percentile, resident_mb, tree
 
-DRAIN_TIMEOUT = 40.0
+DRAIN_TIMEOUT = 8.0
 """Seconds after which the rate of what was done so far is taken."""
-MARKS = 20
 
 START, BULK, SINGLE = "worker start to first task", "enqueue in bulk", "enqueue one by one"
 DRAIN, DRAIN_KEPT, DISK = "drain", "drain, results stored", "disk per queued task"
 TRIP, TRIP_99 = "round trip p50", "round trip p99"
+MEMORY, SIZE = "memory after the drain", "message"
 
 
 @dataclass(frozen=True)
@@ -51,66 +53,72 @@ class Turn:
     def count(self, base: int, least: int) -> int:
         return max(least, int(base * self.contender.scale))
 
-    def take(self, step: Callable[[Turn, Box], None]) -> None:
-        """Run one step in surroundings of its own; what fails is noted and stops nothing."""
+    @contextlib.contextmanager
+    def box(self, case: str, *, results: bool = False) -> Iterator[Box]:
+        """Give surroundings for some cases; what fails in them is noted and stops nothing else."""
         try:
-            with box(self.contender, self.work, self.server) as made:
-                step(self, made)
+            with box(self.contender, self.work, self.server, results=results) as made:
+                yield made
         except Failed as error:
-            self.table.fail(self.group, step.__name__, self.contender.label, str(error))
+            self.table.fail(self.group, case, self.contender.label, str(error))
+        except Exception as error:  # a peer's or server's surprise must not end the run
+            self.table.fail(self.group, case, self.contender.label, f"{type(error).__name__}: {error}"[:300])
 
 
-def drain(turn: Turn, made: Box) -> None:
-    """Enqueue in bulk, then let a worker drain; nothing is stored where that can be chosen."""
-    count = turn.count(turn.sizes.drain, 400)
+def broker(turn: Turn) -> None:
+    """Measure everything that a broker is compared by."""
+    with turn.box("enqueue and drain") as made:
+        enqueue_and_drain(turn, made)
+    with turn.box("results and round trip", results=True) as made:
+        results_and_round_trip(turn, made)
+
+
+def enqueue_and_drain(turn: Turn, made: Box) -> None:
+    """Enqueue one by one, each accepted before the next; then in bulk; then let a worker drain, nothing stored."""
+    single = min(turn.count(turn.sizes.single, 50), turn.sizes.single)
+    turn.add(SINGLE, "tasks/s", single / made.side("send", single, "single", "plain")["seconds"])
+    if (size := made.at.message_bytes(single + 1)) is not None:
+        turn.add(SIZE, "bytes", size)
+    bulk = turn.count(turn.sizes.drain, 100)
     empty = made.size()
-    seconds = made.side("send", count, "bulk", "plain")["seconds"]
-    turn.add(BULK, "tasks/s", count / seconds)
-    if "{folder}" in turn.contender.url or not turn.server:
-        turn.add(DISK, "bytes", (made.size() - empty) / (count + 1))
-    start, rate, note = drained(made, count + 1)
-    turn.add(START, "s", start)
-    turn.add(DRAIN, "tasks/s", rate, note=note)
+    turn.add(BULK, "tasks/s", bulk / made.side("send", bulk, "bulk", "plain")["seconds"])
+    if "{folder}" in turn.contender.url or not (turn.server or turn.contender.url):
+        turn.add(DISK, "bytes", (made.size() - empty) / (bulk + 1))
+    made.close()  # an idle client's heartbeat is no part of a worker's speed
+    with made.worker() as worker:
+        start, rate, note = drained(worker, single + bulk + 2)
+        turn.add(START, "s", start)
+        turn.add(DRAIN, "tasks/s", rate, note=note)
+        pids = tree(worker.process.pid)
+        turn.add(MEMORY, "MB", resident_mb(pids), note=f"{len(pids)} processes" if len(pids) > 1 else "")
 
 
-def drain_kept(turn: Turn, made: Box) -> None:
-    """Drain tasks whose results are stored."""
-    if not turn.contender.facts["results"]:
-        return
-    count = turn.count(turn.sizes.drain // 2, 400)
-    made.side("send", count, "bulk", "results")
-    _, rate, note = drained(made, count + 1)
-    turn.add(DRAIN_KEPT, "tasks/s", rate, note=note)
-
-
-def enqueue(turn: Turn, made: Box) -> None:
-    """Enqueue one by one, each accepted before the next."""
-    count = turn.count(turn.sizes.single, 100)
-    turn.add(SINGLE, "tasks/s", count / made.side("send", count, "single", "plain")["seconds"])
-
-
-def round_trip(turn: Turn, made: Box) -> None:
-    """Send from one process, run in another, have the result in the first."""
-    count = max(20, int(turn.sizes.calls * turn.contender.call_scale))
-    with made.worker():
-        took = made.side("call", count)["milliseconds"]
+def results_and_round_trip(turn: Turn, made: Box) -> None:
+    """Drain tasks whose results are stored; then send one and wait for its result, repeatedly, with the same worker."""
+    total = 0
+    if kept := turn.contender.facts["results"]:
+        total = turn.count(turn.sizes.drain // 2, 100)
+        made.side("send", total, "bulk", "results")
+    with made.worker() as worker:
+        if kept:
+            _, rate, note = drained(worker, total + 1)
+            turn.add(DRAIN_KEPT, "tasks/s", rate, note=note)
+            if note:
+                raise Failed(f"no round trip: {note}")
+        took = made.side("call", max(20, int(turn.sizes.calls * turn.contender.call_scale)))["milliseconds"]
     turn.add(TRIP, "ms", percentile(took, 0.5))
     turn.add(TRIP_99, "ms", percentile(took, 0.99))
 
 
-STEPS = (enqueue, drain, drain_kept, round_trip)
-
-
-def drained(made: Box, total: int) -> tuple[float, float, str]:
+def drained(worker: RunningWorker, total: int, timeout: float = DRAIN_TIMEOUT) -> tuple[float, float, str]:
     """Have a worker drain so many tasks; return its seconds to the first, its rate, and a note if time ran out."""
-    marks = [1, *sorted({max(2, total * part // MARKS) for part in range(1, MARKS + 1)})]
-    with made.worker(marks) as worker:
-        if not worker.wait(1, START_TIMEOUT):
-            raise Failed(f"no task was run within {START_TIMEOUT:.0f} s")
-        done = worker.wait(total, DRAIN_TIMEOUT)
-        times = worker.marks()
-    first, last = marks[1], max(times)
-    if first not in times or last == first:
-        raise Failed(f"fewer than a tenth of {total} tasks in {DRAIN_TIMEOUT:.0f} s")
-    rate = (last - first) / (times[last] - times[first])
-    return times[1] - worker.started, rate, "" if done else f"{last} of {total} in {DRAIN_TIMEOUT:.0f} s"
+    if not worker.wait(1, START_TIMEOUT):
+        raise Failed(f"no task was run within {START_TIMEOUT:.0f} s; the worker said: {worker.said().strip()[-200:]}")
+    start = time.monotonic() - worker.started
+    worker.wait(max(2, total // 20), timeout, 0.002)
+    began, first = time.monotonic(), worker.count.read()
+    done = worker.wait(total, timeout)
+    ended, last = time.monotonic(), worker.count.read()
+    if last <= first:
+        raise Failed(f"{last} of {total} tasks in {timeout:.0f} s")
+    return start, (last - first) / (ended - began), "" if done else f"{last} of {total} in {timeout:.0f} s"

@@ -1,14 +1,16 @@
 """Who is measured on which broker. Another broker, pool, variant or peer is one more entry here.
 
 `server` is the environment variable with the URL of a server that tests.support.servers starts; where it is empty, each
-contender gets a folder.
+contender gets a folder. A contender that `needs` plugins takes part once they are installed.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
 
-from tests.bench.cases import BULK, DRAIN, DRAIN_KEPT, SINGLE, START, TRIP, Sizes
+from tests.bench import cases
+from tests.bench.cases import BULK, DRAIN, DRAIN_KEPT, SINGLE, SIZE, START, TRIP, Sizes, Turn
 from tests.bench.contender import Contender
 
 TASKQ = "tests.bench.taskq_app"
@@ -22,22 +24,37 @@ class Group:
     title: str
     contenders: list[Contender]
     sizes: Sizes
-    goals: dict[str, str]
+    goals: dict[str, str] = field(default_factory=dict)
     server: str = ""
     idle: bool = False
+    measure: Callable[[Turn], None] = cases.broker
 
 
-def taskq(label: str, url: str, *, pool: str = "-P solo", **more: float) -> Contender:
-    return Contender(label, TASKQ, url, environment={"BENCH_POOL": pool}, **more)  # type: ignore[arg-type]
+def taskq(label: str, url: str = "", *, pool: str = "-P solo", needs: str = "", **more: float) -> Contender:
+    return Contender(label, TASKQ, url, environment={"BENCH_POOL": pool}, needs=tuple(needs.split()), **more)  # type: ignore[arg-type]
 
 
-def peer(label: str, module: str, *, scale: float, call_scale: float = 1.0) -> Contender:
-    return Contender(label, f"tests.bench.peers.{module}", peer=True, scale=scale, call_scale=call_scale)
+def peer(
+    label: str, module: str, *, scale: float, call_scale: float = 1.0, kind: str = "python", rival: bool = False,
+    **environment: str,
+) -> Contender:  # fmt: skip
+    """Name a peer; a rival is one that a goal names, and measured in every round."""
+    path = module if module.endswith(".mjs") else f"tests.bench.peers.{module}"
+    return Contender(
+        label, path, peer=True, every_round=rival, scale=scale, call_scale=call_scale, kind=kind,
+        environment={f"BENCH_{name.upper()}": value for name, value in environment.items()},
+    )  # fmt: skip
 
 
-def floor(label: str, module: str, *, scale: float = 1.0) -> Contender:
-    return Contender(label, f"tests.bench.floors.{module}", scale=scale)
+def floor(label: str, module: str, *, scale: float = 1.0, needs: str = "", **environment: str) -> Contender:
+    return Contender(
+        label, f"tests.bench.floors.{module}", scale=scale, needs=tuple(needs.split()),
+        environment={f"BENCH_{name.upper()}": value for name, value in environment.items()},
+    )  # fmt: skip
 
+
+CAULI_BEST = "--batch 512 --ack-batch 512 --io-concurrency 1024"
+AMQP, ZEROMQ, SQS = (f"taskq.transports:{name}" for name in ("amqp", "zeromq", "sqs"))
 
 GROUPS = [
     Group(
@@ -53,7 +70,7 @@ GROUPS = [
             peer("flexiq", "flexiq_sqlite", scale=0.015),
             peer("potatoq", "potatoq_sqlite", scale=0.015),
         ],
-        Sizes(drain=100_000, single=5_000, calls=500),
+        Sizes(drain=100_000, single=2_000, calls=500),
         {
             DRAIN: "≥ 40,000", DRAIN_KEPT: "≥ 18,000", BULK: "≥ 80,000", SINGLE: "≥ 2,500", TRIP: "≤ 2", START: "≤ 0.5",
         },
@@ -63,21 +80,87 @@ GROUPS = [
         "postgresql",
         "PostgreSQL, fsync on, one worker process, one task at a time",
         [
-            taskq("taskq", "{database}"),
+            taskq("taskq"),
             floor("psycopg alone", "postgresql"),
-            peer("procrastinate", "procrastinate_postgresql", scale=0.1),
+            peer("procrastinate", "procrastinate_postgresql", scale=0.05),
             peer("gylo", "gylo_postgresql", scale=0.5),
         ],
-        Sizes(drain=30_000, single=1_500, calls=300),
+        Sizes(drain=30_000, single=1_000, calls=300),
         {DRAIN: "≥ 8,000", TRIP: "≤ 4"},
         server="TASKQ_TEST_POSTGRESQL_URL",
     ),
     Group(
         "mariadb",
         "MariaDB, innodb_flush_log_at_trx_commit=1, one worker process, one task at a time",
-        [taskq("taskq", "{database}")],
+        [taskq("taskq")],
         Sizes(drain=20_000, single=1_000, calls=200),
-        {},
         server="TASKQ_TEST_MARIADB_URL",
+    ),
+    Group(
+        "redis",
+        "Redis, one worker process, no-op tasks",
+        [
+            taskq("taskq"),
+            taskq("taskq, threads", pool="-P threads"),
+            floor("redis-py alone", "redis"),
+            peer("cauli, best", "cauli_redis", scale=0.3, rival=True, worker=CAULI_BEST),
+            peer("cauli", "cauli_redis", scale=0.15),
+            peer("mayu, prefetch × 256", "mayu_redis", scale=0.1, kind="python3.13", prefetch="256"),
+            peer("mayu", "mayu_redis", scale=0.025, kind="python3.13"),
+            peer("tarsk", "tarsk_redis", scale=0.06),
+            peer("blitzq", "blitzq_redis", scale=0.06, kind="python3.13"),
+            peer("ardiq", "ardiq_redis", scale=0.03, kind="python3.13"),
+            peer("BullMQ", "bullmq_redis.mjs", scale=0.03, kind="node"),
+            peer("potatoq", "potatoq_redis", scale=0.01),
+            peer("dramatiq", "dramatiq_redis", scale=0.01),
+            peer("taskiq", "taskiq_redis", scale=0.01),
+            peer("Celery", "celery_redis", scale=0.005, rival=True),
+            peer("huey", "huey_redis", scale=0.015),
+            peer("saq", "saq_redis", scale=0.006),
+            peer("arq", "arq_redis", scale=0.004, kind="arq"),
+            peer("RQ, SimpleWorker", "rq_redis", scale=0.003),
+            peer("RQ", "rq_redis", scale=0.0005, worker="Worker"),
+        ],
+        Sizes(drain=200_000, single=3_000, calls=1_000),
+        {
+            DRAIN: "≥ 150,000; ≥ 2 × cauli, best", DRAIN_KEPT: "≥ 80,000", BULK: "≥ 150,000", SINGLE: "≥ 1 × redis-py",
+            TRIP: "≤ 0.7; ≤ 1.6 × redis-py", cases.TRIP_99: "≤ 2 × redis-py", SIZE: "≤ 100",
+        },
+        server="TASKQ_TEST_REDIS_URL",
+    ),
+    Group(
+        "rabbitmq",
+        "RabbitMQ, persistent messages, confirmed publishing, one worker process, no-op tasks",
+        [
+            taskq("taskq", needs=AMQP),
+            taskq("taskq, classic queue", "{database}?queue_type=classic", needs=AMQP),
+            floor("pika alone, quorum", "rabbitmq", scale=0.5),
+            floor("pika alone, classic", "rabbitmq", scale=0.5, queue="classic"),
+            peer("Celery", "celery_rabbitmq", scale=0.04, rival=True),
+            peer("dramatiq", "dramatiq_rabbitmq", scale=0.02),
+            peer("taskiq", "taskiq_rabbitmq", scale=0.02),
+            peer("potatoq", "potatoq_rabbitmq", scale=0.02),
+            peer("tarsk", "tarsk_rabbitmq", scale=0.02, kind="tarsk-amqp"),
+        ],
+        Sizes(drain=60_000, single=500, calls=500),
+        {
+            DRAIN: "≥ 1.2 × pika, aim 45,000", BULK: "≥ 18,000", TRIP: "≤ 1.6 × pika",
+        },
+        server="TASKQ_TEST_RABBITMQ_URL",
+    ),
+    Group(
+        "zeromq",
+        "ZeroMQ, its hub without a journal, one worker process, no-op tasks",
+        [taskq("taskq", "zeromq://127.0.0.1:{port}", needs=ZEROMQ), floor("pyzmq alone", "zeromq")],
+        Sizes(drain=100_000, single=3_000, calls=1_000),
+        {DRAIN: "≥ 100,000", TRIP: "≤ 0.4"},
+    ),
+    Group(
+        "sqs",
+        "SQS emulator, one worker process, no-op tasks",
+        [taskq("taskq", "{database}?queue_prefix={name}-", needs=SQS), floor("boto3 alone", "sqs")],
+        Sizes(drain=4_000, single=100, calls=50),
+        {DRAIN: "≥ 0.7 × boto3", BULK: "≥ 0.7 × boto3", TRIP: ""},
+        server="TASKQ_TEST_ELASTICMQ_URL",
     ),
 ]  # fmt: skip

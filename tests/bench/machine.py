@@ -1,4 +1,4 @@
-"""What it was measured on: the machine, without its name, and the servers' settings that decide about speed."""
+"""What it was measured on: the machine, without its name."""
 
 from __future__ import annotations
 
@@ -10,10 +10,6 @@ import time
 from pathlib import Path
 from statistics import median
 from typing import Any
-from urllib.parse import urlsplit
-
-_POSTGRESQL = ("server_version", "fsync", "synchronous_commit", "full_page_writes", "wal_level", "shared_buffers")
-_MARIADB = ("version", "innodb_flush_log_at_trx_commit", "innodb_doublewrite", "innodb_buffer_pool_size", "log_bin")
 
 
 def describe(folder: Path) -> dict[str, Any]:
@@ -63,22 +59,3 @@ def spin() -> float:
     for number in range(1_000_000):
         total += number & 7
     return 1000 * (time.perf_counter() - started)
-
-
-def server_settings(url: str) -> dict[str, str]:
-    """Return the settings of a database server that decide about speed and safety."""
-    if urlsplit(url).scheme == "postgresql":
-        import psycopg
-
-        with psycopg.connect(url, connect_timeout=10) as connection:
-            return {name: str(connection.execute(f"SHOW {name}").fetchone()[0]) for name in _POSTGRESQL}  # type: ignore[index]
-    import pymysql
-
-    parts = urlsplit(url)
-    who = {"user": parts.username or "", "password": parts.password or ""}
-    with (
-        pymysql.connect(host=parts.hostname, port=parts.port or 3306, **who) as connection,
-        connection.cursor() as cursor,
-    ):
-        cursor.execute(f"SHOW GLOBAL VARIABLES WHERE variable_name IN {_MARIADB}")
-        return {name: str(value) for name, value in cursor.fetchall()}

@@ -1,10 +1,10 @@
-"""A run's data as a table for the terminal, as docs/benchmarks.md, and as a plot where matplotlib is installed."""
+"""A run's data as a table for the terminal, as docs/benchmarks.md, and as a plot."""
 
 from __future__ import annotations
 
-import importlib.util
+import math
 from collections.abc import Iterator
-from pathlib import Path
+from html import escape
 from statistics import median
 from typing import Any
 
@@ -21,14 +21,39 @@ def number(value: float) -> str:
     return f"{value:.0f}" if value >= 100 else f"{value:.1f}" if value >= 10 else f"{value:.2f}"
 
 
-def ratio(row: dict[str, Any], base: dict[str, Any] | None) -> str:
-    """Say how many times better the base is, round by round, as the median."""
+def more_is_better(row: dict[str, Any]) -> bool:
+    return row["unit"].endswith(("/s", "of the bare loop"))
+
+
+def ratio(row: dict[str, Any], base: dict[str, Any] | None) -> float | None:
+    """Return how many times better the base is: round by round, as the median, where both have the same rounds."""
     if base is None or row is base:
-        return ""
-    pairs = zip(base["values"], row["values"], strict=False)
-    faster = row["unit"].endswith("/s")
-    ratios = [(a / b if faster else b / a) for a, b in pairs if a > 0 and b > 0]
-    return f"{number(median(ratios))} ×" if ratios else ""
+        return None
+    ours, theirs = base["values"], row["values"]
+    pairs = list(zip(ours, theirs, strict=True)) if len(ours) == len(theirs) else [(median(ours), median(theirs))]
+    ratios = [(a / b if more_is_better(row) else b / a) for a, b in pairs if a > 0 and b > 0]
+    return median(ratios) if ratios else None
+
+
+def times(value: float | None) -> str:
+    return "" if value is None else f"{number(value)} ×"
+
+
+def best(rows: list[dict[str, Any]], roles: dict[str, str], role: str) -> dict[str, Any] | None:
+    """Return the best contender of a role."""
+    found = [row for row in rows if roles.get(row["contender"]) == role]
+    pick = max if found and more_is_better(found[0]) else min
+    return pick(found, key=lambda row: median(row["values"]), default=None)
+
+
+def summary(rows: list[dict[str, Any]], roles: dict[str, str], base: dict[str, Any]) -> str:
+    """Say what the base's value is, divided by that of the best floor and of the best peer."""
+    parts = []
+    for role in ("floor", "peer"):
+        other = best(rows, roles, role)
+        if other is not None and (value := ratio(other, base)):
+            parts.append(f"{number(value if more_is_better(base) else 1 / value)} × {other['contender']}")
+    return ", ".join(parts)
 
 
 def groups(result: Result) -> Iterator[tuple[str, str, list[tuple[str, str, Lines]]]]:
@@ -36,12 +61,13 @@ def groups(result: Result) -> Iterator[tuple[str, str, list[tuple[str, str, Line
     goals = {(group, case): goal for group, case, goal in result["goals"]}
     names = list(dict.fromkeys(row["group"] for row in result["rows"]))
     for name in names:
+        roles = {label: role for group, label, role, _ in result["contenders"] if group == name}
         rows = [row for row in result["rows"] if row["group"] == name]
         cases = []
         for case in dict.fromkeys(row["case"] for row in rows):
             lines = [row for row in rows if row["case"] == case]
             lines.sort(key=lambda row: not row["contender"].startswith("taskq"))
-            base = lines[0] if lines[0]["contender"] == "taskq" else None
+            base = lines[0] if lines[0]["contender"].startswith("taskq") else None
             goal = goals.get((name, case), "")
             cases.append((
                 case, lines[0]["unit"],
@@ -49,7 +75,8 @@ def groups(result: Result) -> Iterator[tuple[str, str, list[tuple[str, str, Line
                     [
                         row["contender"], number(median(row["values"])),
                         f"{number(min(row['values']))}–{number(max(row['values']))}" if len(row["values"]) > 1 else "",
-                        ratio(row, base), goal if row is base else "", row["note"],
+                        summary(lines, roles, row) if row is base else times(ratio(row, base)),
+                        goal if row is base else "", row["note"],
                     ]
                     for row in lines
                 ],
@@ -70,24 +97,29 @@ def facts(result: Result) -> Lines:
     return pairs
 
 
-def said(contender: dict[str, Any]) -> list[str]:
+def said(contender: dict[str, Any], python: str) -> list[str]:
     """Return what a contender promises: versions, acknowledgement, durability, note."""
-    versions = ", ".join(f"{name} {version}" for name, version in contender["versions"].items())
-    return [versions, contender["ack"], contender["durability"], contender["note"]]
+    versions = dict(contender["versions"])
+    if contender["python"] and contender["python"] != python:
+        versions["CPython"] = contender["python"]
+    listed = ", ".join(f"{name} {version}" for name, version in versions.items())
+    return [listed, contender["ack"], contender["durability"], contender["note"]]
 
 
 def text(result: Result) -> str:
     """Return the report for a terminal."""
+    python = result["machine"].get("python", "").split()[-1:]
     out = ["", *(f"{key:<12} {value}" for key, value in facts(result))]
     out += ["", "who acknowledges when, and what survives:"]
-    for group, name, contender in result["contenders"]:
-        out.append(f"  {group:<11} {name:<26} {'; '.join(filter(None, said(contender)))}")
+    for group, name, _, contender in result["contenders"]:
+        out.append(f"  {group:<11} {name:<26} {'; '.join(filter(None, said(contender, ''.join(python))))}")
     for _, title, cases in groups(result):
         out += ["", title, "=" * len(title)]
         for case, unit, lines in cases:
-            out.append(f"{case}, {unit}")
+            goal = f"   (goal {lines[0][4]})" if lines[0][4] else ""
+            out.append(f"{case}, {unit}{goal}")
             for line in lines:
-                taskq_is = f"taskq {line[3]}" if line[3] else f"goal {line[4]}" if line[4] else ""
+                taskq_is = f"taskq {line[3]}" if line[3] and not line[0].startswith("taskq") else line[3]
                 out.append(f"  {line[0]:<26}{line[1]:>10}  {line[2]:<19} {taskq_is:<16} {line[5]}".rstrip())
     out += ["", *(f"NOT MEASURED  {name}: {why}" for name, why in result["missing"].items())]
     out += [f"FAILED  {group}, {case}, {name}: {why}" for group, case, name, why in result["failures"]]
@@ -100,16 +132,18 @@ DOCUMENT = """\
 Written by `make bench ARGS=--write-docs`; do not edit. Rates and ratios of one machine, for comparison within a run:
 they say what to expect relative to each other, not what your machine reaches, and no test asserts them.
 
+![Medians, logarithmic](benchmarks.svg)
+
 ## The run of {began}
 
 {facts}
-- {rounds} round(s) of each measurement, contenders in turns within a round; medians, then the spread between rounds;
-  {minutes:.0f} minutes in all{quick}
+- {rounds} round(s) of each measurement, contenders in turns within a round, peers that no goal names in the first only;
+  medians, then the spread between rounds; {minutes:.0f} minutes in all{quick}
 
 ## To repeat it
 
-    make bench                                 everything; sets up servers and the peers' environment by itself
-    make bench ARGS='--only sqlite --quick'    one part, a tenth of the messages: does it work?
+    make bench                                 everything; sets up servers and the peers' environments by itself
+    make bench ARGS='--only redis --quick'     one part, a tenth of the messages: does it work?
     make bench ARGS='--full --write-docs'      with the backlog of a million; writes this page
 
 Each run leaves its data as JSON in `build/bench/`. The suite is `tests/bench/`; its docstring says where another
@@ -117,25 +151,28 @@ broker, pool or peer is added.
 
 ## Who takes part
 
-Tasks do nothing but count. Every contender has one worker process and runs one task at a time, and is set as safe as it
-can be set; the table says what that means. *Alone* is the bare client library moving the same rows.
+Tasks do nothing but count, unless said. Every contender has one worker process, unless said, and is set as safe as it
+can be set; the table says what that means, when it acknowledges, and which settings it has. What is not named is at its
+default. *Alone* is the bare client library moving the same bytes, without a framework. Contenders of a broker use the
+same server, one after the other, emptied in between.
 
 {contenders}
 {missing}
 ## Numbers
 
 A drain's rate is taken between the first twentieth of the tasks and the last. *taskq is*: how many times faster than
-this row (for sizes and times: how many times smaller), median over the rounds. *goal*: what the project set itself
-before it was built.
+this row (for sizes and times: how many times smaller), median over the rounds; in taskq's own row, its value divided by
+that of the bare library and that of the best peer. *goal*: what the project set itself before it was built.
 {numbers}
 """
 
 
 def document(result: Result) -> str:
     """Return docs/benchmarks.md."""
+    python = "".join(result["machine"].get("python", "").split()[-1:])
     absent = [f"- {name}: {why}" for name, why in result["missing"].items()]
-    absent += [f"- {name}, {group}, {case}: {why}" for group, case, name, why in result["failures"]]
-    everybody = [[name, group, *said(contender)] for group, name, contender in result["contenders"]]
+    absent += [f"- {name}, {group}, {case}: failed: {why}" for group, case, name, why in result["failures"]]
+    everybody = [[name, group, *said(contender, python)] for group, name, _, contender in result["contenders"]]
     numbers = []
     for _, title, cases in groups(result):
         numbers += ["", f"### {title}"]
@@ -161,24 +198,39 @@ def markdown(head: list[str], lines: Lines) -> list[str]:
     return ["| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |" for cells in rows]
 
 
-def plot(result: Result, path: Path) -> bool:
-    """Draw bars, one picture of all cases with several contenders, if matplotlib is installed; whether it was."""
-    if importlib.util.find_spec("matplotlib") is None:
-        return False
-    from matplotlib.figure import Figure
+ROW, LEFT, WIDE = 15, 210, 860
+COLOURS = {"taskq": "#2a6fdb", "floor": "#9a9a9a", "peer": "#d98b2b"}
 
-    several = [(title, c) for _, title, cases in groups(result) for c in cases if len(c[2]) > 1]
-    if not several:
-        return False
+
+def plot(result: Result) -> str:
+    """Return an SVG with bars, logarithmic, of all cases that several contenders went through."""
+    out: list[str] = []
+    y = 20
     medians = {(r["group"], r["case"], r["contender"]): median(r["values"]) for r in result["rows"]}
-    figure = Figure(figsize=(10, 2.6 * len(several)), layout="constrained")
-    titles = {title: name for name, title, _ in groups(result)}
-    for axes, (title, (case, unit, lines)) in zip(
-        figure.subplots(len(several), squeeze=False)[:, 0], several, strict=True
-    ):
-        names = [line[0] for line in lines][::-1]
-        axes.barh(names, [medians[titles[title], case, name] for name in names])
-        axes.set_xscale("log")
-        axes.set_title(f"{title}: {case} ({unit})", fontsize=9)
-    figure.savefig(path, dpi=100)
-    return True
+    for name, title, cases in groups(result):
+        roles = {label: role for group, label, role, _ in result["contenders"] if group == name}
+        several = [case for case in cases if len(case[2]) > 1]
+        if several:
+            out.append(words(8, y, title, "font-weight='bold' font-size='13'"))
+            y += 22
+        for case, unit, lines in several:
+            values = {line[0]: medians[name, case, line[0]] for line in lines}
+            low = min((v for v in values.values() if v > 0), default=1.0) / 2
+            span = math.log(max(*values.values(), 2 * low) / low)
+            out.append(words(8, y, f"{case} ({unit})", "fill='#555'"))
+            y += ROW
+            for label, value in values.items():
+                width = (WIDE - LEFT - 80) * math.log(max(value, low) / low) / span
+                colour = COLOURS[roles.get(label, "taskq")]
+                out.append(words(LEFT - 6, y, label, "text-anchor='end'"))
+                out.append(f"<rect x='{LEFT}' y='{y - 10}' width='{width:.1f}' height='{ROW - 4}' fill='{colour}'/>")
+                out.append(words(LEFT + width + 4, y, number(value)))
+                y += ROW
+            y += 8
+    font = "font-family='sans-serif' font-size='11'"
+    head = f"<svg xmlns='http://www.w3.org/2000/svg' width='{WIDE}' height='{y}' {font}>"
+    return "\n".join([head, f"<rect width='{WIDE}' height='{y}' fill='white'/>", *out, "</svg>", ""])
+
+
+def words(x: float, y: float, what: str, more: str = "") -> str:
+    return f"<text x='{x:.1f}' y='{y}' {more}>{escape(what)}</text>"

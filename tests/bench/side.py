@@ -1,8 +1,14 @@
-"""A contender's side of a measurement, run in the contender's own interpreter. Standard library only.
+"""A contender's side of the measurements: its own interpreter, kept for a turn. Standard library only.
 
-    python -m tests.bench.side MODULE facts                           what it is and how its worker is started
-    python -m tests.bench.side MODULE send COUNT single|bulk results|plain    seconds for so many sends
-    python -m tests.bench.side MODULE call COUNT                      milliseconds of each round trip
+    python -m tests.bench.side MODULE
+
+reads orders as lines of JSON and answers each with a line @@ + JSON:
+
+    ["facts"]                                          what it is and how its worker is started
+    ["prepare"]                                        what a new database needs
+    ["send", COUNT, "bulk"|"single", "results"|"plain"]    seconds for so many sends
+    ["call", COUNT]                                    milliseconds of each round trip
+    ["submit", KIND, [[…], …]]                         enqueue one task of a kind (pool_cases.py) per list of arguments
 
 A contender's module has ACK, DURABILITY and NOTE (texts), RESULTS (whether it keeps any), VERSIONS (distributions), and
 
@@ -11,7 +17,9 @@ A contender's module has ACK, DURABILITY and NOTE (texts), RESULTS (whether it k
     send(count, *, bulk, results) -> None              enqueue no-op tasks; results: such whose result is stored
     call() -> None                                     enqueue one, wait for its result
 
-and, where a new database needs it, prepare(). BENCH_URL is its broker, BENCH_DIR its folder.
+and, where needed, prepare(); server() -> list[str], a broker of its own, started before; submit(kind, arguments);
+QUEUES, the names to be removed from the server afterwards; SETTLE, seconds that its worker may take to store the last.
+BENCH_URL is its broker, BENCH_NAME a name for its queue that nobody else has, BENCH_DIR its folder.
 """
 
 from __future__ import annotations
@@ -19,6 +27,7 @@ from __future__ import annotations
 import importlib
 import importlib.metadata
 import json
+import platform
 import signal
 import sys
 import time
@@ -27,17 +36,23 @@ from typing import Any
 WARM_CALLS = 10
 CALL_TIMEOUT = 20.0
 """Seconds after which a round trip counts as failed."""
+TRIPS_SECONDS = 4.0
+"""No new round trip after so long: slow contenders make fewer, at least 20."""
 
 
 def facts(contender: Any) -> dict[str, Any]:
+    versions = {name: importlib.metadata.version(name) for name in contender.VERSIONS}
     return {
-        "versions": {name: importlib.metadata.version(name) for name in contender.VERSIONS},
+        "versions": versions,
+        "python": platform.python_version(),
         "ack": contender.ACK,
         "durability": contender.DURABILITY,
         "note": contender.NOTE,
         "results": contender.RESULTS,
         "worker": contender.worker(),
+        "server": contender.server() if hasattr(contender, "server") else [],
         "prepares": hasattr(contender, "prepare"),
+        "queues": list(getattr(contender, "QUEUES", ())),
     }
 
 
@@ -50,31 +65,38 @@ def send(contender: Any, count: int, how: str, what: str) -> dict[str, Any]:
 
 
 def call(contender: Any, count: int) -> dict[str, Any]:
-    took = []
+    took: list[float] = []
+    until = time.monotonic() + TRIPS_SECONDS
     for number in range(-WARM_CALLS, count):
         signal.setitimer(signal.ITIMER_REAL, CALL_TIMEOUT)  # its default action ends this process
         started = time.perf_counter()
         contender.call()
         if number >= 0:
             took.append(1000 * (time.perf_counter() - started))
+        if len(took) >= 20 and time.monotonic() > until:
+            break
     signal.setitimer(signal.ITIMER_REAL, 0)
     return {"milliseconds": took}
 
 
-def main(module: str, action: str, *arguments: str) -> None:
+def main(module: str) -> None:
     contender = importlib.import_module(module)
-    if action == "facts":
-        answer = facts(contender)
-    elif action == "prepare":
-        contender.prepare()
-        answer = {}
-    elif action == "send":
-        answer = send(contender, int(arguments[0]), *arguments[1:])
-    elif action == "call":
-        answer = call(contender, int(arguments[0]))
-    else:
-        raise SystemExit(f"side: unknown action {action!r}")
-    print("\n@@" + json.dumps(answer), flush=True)  # whatever libraries print stands before it
+    for line in sys.stdin:
+        action, *arguments = json.loads(line)
+        answer: dict[str, Any] = {}
+        if action == "facts":
+            answer = facts(contender)
+        elif action == "prepare":
+            contender.prepare()
+        elif action == "send":
+            answer = send(contender, *arguments)
+        elif action == "call":
+            answer = call(contender, *arguments)
+        elif action == "submit":
+            contender.submit(*arguments)
+        else:
+            raise SystemExit(f"side: unknown action {action!r}")
+        print("\n@@" + json.dumps(answer), flush=True)  # whatever libraries print stands before it
 
 
 if __name__ == "__main__":

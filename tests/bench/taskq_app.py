@@ -2,47 +2,101 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import sys
+import time
 from pathlib import Path
 
 from taskq import TaskQ
+from tests.bench import stopwatch
 from tests.bench.stopwatch import tick
 
+_url = os.environ.get("BENCH_URL", "memory://")
+_scheme = _url.partition(":")[0]
+_pool = os.environ.get("BENCH_POOL", "-P solo")
+_queues = int(os.environ.get("BENCH_QUEUES", "0"))
+_asynchronous = bool(os.environ.get("BENCH_ASYNC"))
+
 ACK = "after the run (at least once)"
-_URL = os.environ.get("BENCH_URL", "memory://")
 DURABILITY = {
     "memory": "none: one process",
     "sqlite": "WAL, synchronous=FULL: accepted means on disk",
-}.get(_URL.partition(":")[0], "the server's: commit with fsync")
-if "NORMAL" in _URL:
+    "redis": "the server's",
+    "amqp": "quorum queue, persistent, publisher confirms",
+    "zeromq": "none: in the hub's memory",
+    "sqs": "the service's (here: an emulator)",
+}.get(_scheme, "the server's: commit with fsync")
+if "NORMAL" in _url:
     DURABILITY = "WAL, synchronous=NORMAL (power loss may undo the last moments)"
-NOTE = ""
-RESULTS = True
+if "queue_type=classic" in _url:
+    DURABILITY = "classic queue, persistent, publisher confirms"
+NOTE = (_pool if _pool != "-P solo" else "") + (", async def" if _asynchronous else "")
+RESULTS = _scheme != "sqs"
 VERSIONS = ("taskq-core",)
+QUEUES = ("default",)
 _CHUNK = 10_000
+_program = str(Path(sys.executable).with_name("taskq"))
 
-app = TaskQ("bench", broker=_URL, isolated=True)
+app = TaskQ("bench", broker=_url, isolated=True)
 
 
-@app.task(ignore_result=True)
-def noop() -> None:
+@app.task(name="plain", ignore_result=True)
+def plain() -> None:
     tick()
 
 
-@app.task
+@app.task(name="kept")
 def kept() -> None:
     tick()
 
 
+@app.task(name="anoop", ignore_result=True)
+async def anoop() -> None:
+    tick()
+
+
+@app.task(name="akept")
+async def akept() -> None:
+    tick()
+
+
+@app.task(name="pong", ignore_result=True)
+def pong() -> None:
+    stopwatch.answer()
+
+
+@app.task(name="anap", ignore_result=True)
+async def anap(milliseconds: float) -> None:
+    await asyncio.sleep(milliseconds / 1000)
+    tick()
+
+
+_kinds = {
+    "burn": app.task(name="burn", ignore_result=True)(stopwatch.burn),
+    "nap": anap if _asynchronous else app.task(name="nap", ignore_result=True)(stopwatch.nap),
+    "stamped": app.task(name="stamped", ignore_result=True)(stopwatch.stamped),
+}
+noop = anoop if _asynchronous else plain
+storing = akept if _asynchronous else kept
+
+
+def server() -> list[str]:
+    if _scheme != "zeromq":
+        return []
+    return [_program, "zeromq", "hub", "--bind", f"tcp://127.0.0.1:{os.environ['BENCH_PORT']}"]
+
+
 def worker() -> list[str]:
-    program = str(Path(sys.executable).with_name("taskq"))
-    return [program, "-A", __name__, "worker", "-l", "WARNING", *os.environ.get("BENCH_POOL", "-P solo").split()]
+    queues = ["-Q", ",".join(f"q{n}" for n in range(_queues))] if _queues else []
+    return [_program, "-A", __name__, "worker", "-l", "WARNING", *_pool.split(), *queues]
 
 
 def send(count: int, *, bulk: bool, results: bool) -> None:
-    task = kept if results else noop
-    if bulk:
+    task = storing if results else noop
+    if _queues:
+        app.send_many([task.s().set(queue=f"q{n % _queues}") for n in range(count)])
+    elif bulk:
         for start in range(0, count, _CHUNK):
             app.send_many([task.s() for _ in range(min(_CHUNK, count - start))])
     else:
@@ -51,4 +105,18 @@ def send(count: int, *, bulk: bool, results: bool) -> None:
 
 
 def call() -> None:
-    kept.delay().get(timeout=20)
+    if RESULTS:
+        storing.delay().get(timeout=20)
+    else:
+        pong.delay()
+        stopwatch.await_answer()
+
+
+def submit(kind: str, arguments: list[list[float]], pause: float = 0.0) -> None:
+    task = _kinds[kind]
+    if kind != "stamped":
+        app.send_many([task.s(*these) for these in arguments])
+        return
+    for these in arguments:
+        task.delay(time.monotonic(), *these)
+        time.sleep(pause)

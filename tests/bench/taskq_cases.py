@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import subprocess
 import sys
+import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from tests.bench.cases import drained
-from tests.bench.contender import START_TIMEOUT, Contender, Failed, box, how, run
-from tests.bench.measure import Table, cpu_seconds, resident_mb, tree
+from tests.bench.contender import START_TIMEOUT, Contender, Failed, RunningWorker, box, how, run
+from tests.bench.measure import Table, cpu_seconds, resident_mb, tree, wait_for
 
 GOALS = {
     ("start", "import taskq"): "≤ 60",
@@ -26,7 +30,8 @@ TITLES = {
     "start": "Start-up",
     "memory": "Memory transport, solo pool, one process",
     "idle": "An idle worker",
-    "backlog": "SQLite file: cost of a task as the backlog grows",
+    "backlog": "Cost of a task as the backlog grows",
+    "queues": "Cost of a task as a worker's queues become more",
     "size": "Size of a message",
 }
 _PROGRAM = str(Path(sys.executable).with_name("taskq"))
@@ -56,8 +61,7 @@ def memory(table: Table, rounds: int, count: int, work: Path) -> None:
     """Send and drain in one process, without a server or a disk."""
     for _ in range(rounds):
         with box(Contender("taskq", "tests.bench.taskq_app", url="memory://"), work, "") as made:
-            environment = {**made.environment, "BENCH_MARKS": f"{count // 20},{count}"}
-            done = run([sys.executable, "-m", __name__, str(count)], env=environment)
+            done = run([sys.executable, "-m", __name__, str(count)], env=made.environment)
         if done.returncode:
             table.fail("memory", "drain", "taskq", how(done.returncode, done.stderr))
             return
@@ -72,13 +76,13 @@ def memory(table: Table, rounds: int, count: int, work: Path) -> None:
 
 def memory_side(count: int) -> None:
     """Run in a process of its own: one thread sends, then the same one drains."""
-    from tests.bench import taskq_app
-    from tests.bench.taskq_app import app, kept, noop, send
+    from tests.bench.stopwatch import Counter
+    from tests.bench.taskq_app import app, kept, plain, send
 
     sizes = {}
     transport = app.transport
     accept = transport.send
-    for name, task in {"plain": noop, "kept": kept}.items():
+    for name, task in {"plain": plain, "kept": kept}.items():
         seen: list[int] = []
         transport.send = lambda batch, seen=seen: seen.extend(len(o.payload) for o in batch) or ()  # type: ignore[method-assign]
         task.delay()
@@ -92,27 +96,85 @@ def memory_side(count: int) -> None:
     send(count - count // 4, bulk=True, results=False)
     bulk = (count - count // 4) / (time.perf_counter() - began)
 
-    worker = app.worker(pool="solo")
-    marks = Path(taskq_app.__dict__["os"].environ["BENCH_MARKS_FILE"])
-    with worker:
-        while not marks.exists() or marks.read_text().count("\n") < 2:
-            time.sleep(0.05)
-    (low, began), (high, ended) = (map(float, line.split()) for line in marks.read_text().splitlines())
-    print(json.dumps({"single": single, "bulk": bulk, "rate": (high - low) / (ended - began), **sizes}))
+    counter = Counter(os.environ["BENCH_COUNT"])
+    with app.worker(pool="solo"):
+        wait_for(lambda: counter.read() > count // 20, 60)
+        low, began = counter.read(), time.monotonic()
+        wait_for(lambda: counter.read() >= count, 60)
+        rate = (counter.read() - low) / (time.monotonic() - began)
+    print(json.dumps({"single": single, "bulk": bulk, "rate": rate, **sizes}))
 
 
-def backlog(table: Table, rounds: int, large: int, work: Path) -> None:
-    """Drain a small and a large backlog in turns."""
-    contender = Contender("taskq", "tests.bench.taskq_app", url="sqlite:///{folder}/taskq.db")
-    for _ in range(rounds):
+def backlog(table: Table, large: int, work: Path) -> None:
+    """Drain a small and a large backlog, and look at the worker's memory on the way."""
+    for name, url, server in (
+        ("SQLite", "sqlite:///{folder}/taskq.db", ""),
+        ("Redis", "", os.environ.get("TASKQ_TEST_REDIS_URL", "")),
+    ):
+        if not (url or server):
+            continue
+        label = f"taskq, {name}"
+        contender = Contender(label, "tests.bench.taskq_app", url=url)
         for count in (10_000, large):
             case = f"drain of {count:,} queued"
-            try:
-                with box(contender, work, "") as made:
-                    made.side("send", count, "bulk", "plain")
-                    table.add("backlog", case, "taskq", "tasks/s", drained(made, count + 1)[1])
-            except Failed as error:
-                table.fail("backlog", case, "taskq", str(error))
+            with noted(table, "backlog", case, label), box(contender, work, server) as made:
+                for start in range(0, count, 100_000):
+                    made.side("send", min(100_000, count - start), "bulk", "plain")
+                made.close()
+                with made.worker() as worker:
+                    at = resident_while(worker, count)
+                    _, rate, note = at.pop("rate")
+                    table.add("backlog", case, label, "tasks/s", rate, note=note)
+                    for share, megabytes in at.items() if count == large else ():
+                        table.add("backlog", f"memory after {share} of {count:,}", label, "MB", megabytes)
+
+
+def resident_while(worker: RunningWorker, count: int) -> dict[str, Any]:
+    """Return the worker's memory after shares of a drain, and its rate."""
+    found: dict[str, Any] = {}
+    pids: list[int] = []
+
+    def look() -> None:
+        for share in (10, 50, 100):
+            worker.wait(count * share // 100, 60)
+            pids[:] = pids or tree(worker.process.pid)
+            found[f"{share} %"] = resident_mb(pids)
+
+    watching = threading.Thread(target=look)
+    watching.start()
+    rate = drained(worker, count, 60)
+    watching.join()
+    return {"rate": rate, **found}
+
+
+def queues(table: Table, count: int, many: int, work: Path, server: str) -> None:
+    """Drain one queue and then many of them with one worker, and count what the server is asked."""
+    import redis
+
+    for number in (1, many):
+        case, label = f"drain of {number:,} queue{'s' * (number > 1)}", "taskq, Redis"
+        contender = Contender(label, "tests.bench.taskq_app", environment={"BENCH_QUEUES": str(number)})
+        with noted(table, "queues", case, label), box(contender, work, server) as made:
+            made.side("send", count, "bulk", "plain")
+            made.close()
+            with redis.Redis.from_url(server) as client:
+                client.config_resetstat()
+                with made.worker() as worker:
+                    _, rate, note = drained(worker, count)
+                    reads: int = client.info("stats")["total_reads_processed"]  # type: ignore[index]
+                table.add("queues", case, label, "tasks/s", rate, note=note)
+                table.add(
+                    "queues", f"{case}: round trips per 1,000 tasks", label, "reads by the server", 1000 * reads / count
+                )
+
+
+@contextlib.contextmanager
+def noted(table: Table, group: str, case: str, label: str) -> Iterator[None]:
+    """Note what fails, and go on."""
+    try:
+        yield
+    except Failed as error:
+        table.fail(group, case, label, str(error))
 
 
 def idle(table: Table, contenders: list[Contender], seconds: float, work: Path) -> None:
@@ -120,15 +182,14 @@ def idle(table: Table, contenders: list[Contender], seconds: float, work: Path) 
     with contextlib.ExitStack() as stack:
         idling: dict[str, list[int]] = {}
         for contender in contenders:
-            try:
+            with noted(table, "idle", "idle", contender.label):
                 made = stack.enter_context(box(contender, work, ""))
                 made.side("send", 1, "single", "plain")
-                worker = stack.enter_context(made.worker([1, 2]))
+                made.close()
+                worker = stack.enter_context(made.worker())
                 if not worker.wait(2, START_TIMEOUT):
                     raise Failed("it did not become ready")
                 idling[contender.label] = tree(worker.process.pid)
-            except Failed as error:
-                table.fail("idle", "idle", contender.label, str(error))
         time.sleep(2.0)
         used = {label: cpu_seconds(pids) for label, pids in idling.items()}
         began = time.monotonic()
