@@ -76,7 +76,7 @@ def main() -> None:
     if isinstance(pool, SupportsInline):
         plan.runtime.note("ready", "inline")
         while waiting:
-            sink.finished(pool.run(waiting, 60.0))
+            sink.finished(pool.run(waiting, 0.0))
     deadline = time.monotonic() + plan.patience_s
     while waiting and time.monotonic() < deadline:
         for _ in range(pool.submit(list(waiting))):

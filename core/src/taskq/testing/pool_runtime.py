@@ -131,7 +131,8 @@ class KitRuntime:
         try:
             return self._outcome(job, getattr(self, f"_{action}")(job, *arguments))
         except BaseException as error:
-            return self._raised(job, error)
+            self._note_raised(job, error)
+            return self._failed(error)
         finally:
             self.note("ended", str(job.key))
 
@@ -147,7 +148,8 @@ class KitRuntime:
             self._note_raised(job, error)
             raise
         except BaseException as error:
-            return self._raised(job, error)
+            self._note_raised(job, error)
+            return self._failed(error)
         finally:
             self.note("ended", str(job.key))
 
@@ -161,7 +163,7 @@ class KitRuntime:
         except asyncio.CancelledError:
             if running.error is None:
                 raise
-            return self._raised(job, running.error)
+            return self._failed(running.error)
         except BaseException:
             running.task.cancel()
             with suppress(BaseException):
@@ -181,8 +183,7 @@ class KitRuntime:
             return result
         return Outcome(DONE, result or "SUCCESS", result=str(job.key).encode())
 
-    def _raised(self, job: Job, error: BaseException) -> Outcome:
-        self._note_raised(job, error)
+    def _failed(self, error: BaseException) -> Outcome:
         if isinstance(error, TaskInterrupted):
             raise error
         return Outcome(DONE, "REVOKED" if isinstance(error, TaskCancelled) else "FAILURE", reason=repr(error))

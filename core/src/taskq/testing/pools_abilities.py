@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 
 from taskq.message import Job
-from taskq.spi import Running, SupportsInspect
+from taskq.spi import Running, Support, SupportsInspect
 from taskq.testing.base import eventually
 from taskq.testing.pool_alone import Plan
 from taskq.testing.pool_rig import PoolBench, PoolRig
@@ -91,6 +91,14 @@ class Alone:
             pytest.fail(f"the worker's process did not end within {self.patience_s:g} s after {how!r}")
         return out.decode(), err.decode()
 
+    def close(self) -> None:
+        if self.process.poll() is None:
+            self.process.kill()
+            self.process.wait()
+        for stream in (self.process.stdin, self.process.stdout, self.process.stderr):
+            assert stream is not None
+            stream.close()
+
     def processes(self) -> set[int]:
         """Return the processes that ran jobs or were started for them, without the worker's."""
         found = {int(line.split()[1]) for line in self.runtime.lines("runs")}
@@ -105,9 +113,7 @@ def alone(rig: PoolRig, *actions: tuple[Any, ...]) -> Iterator[Alone]:
         yield one
     finally:
         (one.runtime.folder / "all").touch()
-        if one.process.poll() is None:
-            one.process.kill()
-            one.process.communicate()
+        one.close()
         for process in one.processes():
             if _is_alive(process):
                 os.kill(process, signal.SIGKILL)
@@ -239,7 +245,8 @@ class AbilityTests(PoolBase):
     @KINDS
     def test_running_jobs_are_shown(self, rig: PoolRig, kind: str) -> None:
         """Check that ``running`` shows each running job, and no other, the oldest first, with the time of its start,
-        where it runs, and, if asked for, a stack with the task's function.
+        where it runs, and, if asked for, a stack with the task's function (an ``async def`` one where the pool runs
+        those natively).
         """
         bench = of_kind(handing_off(rig), kind).start(asynchronous=kind == "async def")
         pool = self._inspected(bench)
@@ -286,7 +293,7 @@ class AbilityTests(PoolBase):
             assert [one.key for one in found] == [job.key]
             assert begin <= found[0].since <= time.monotonic()
             assert found[0].where
-        self._check_stacks(shown[1], [job], "def")
+        self._check_stacks(shown[1], [job], "async def" if self.asynchronous else "def")
         assert list(pool.running()) == []
 
     def test_inspecting_disturbs_nobody(self, rig: PoolRig) -> None:
@@ -325,7 +332,8 @@ class AbilityTests(PoolBase):
 
     def _check_stacks(self, shown: list[Running], jobs: list[Job], kind: str) -> None:
         assert {one.key for one in shown} == {job.key for job in jobs}
-        function = "_wait_async" if kind == "async def" or self.asynchronous else "_wait"
+        native = self.load_spec().capabilities.async_tasks is Support.NATIVE
+        function = "_wait" if kind == "def" else "_wait_async" if native else "_run_coroutine"
         for one in shown:
             assert function in (one.stack or ""), f"the stack does not show the task's function: {one.stack}"
 
@@ -344,8 +352,9 @@ class AbilityTests(PoolBase):
         """Check that a signal to all processes of the worker, as Ctrl-C and service managers send it, ends no job: what
         it means is for the worker to say.
         """
-        with alone(rig, ("wait", "gate"), ("noop",)) as one:
-            one.until_running(1)
+        with alone(rig, ("noop",), ("wait", "gate")) as one:
+            one.until_running(2)
+            one.until("one of them has ended", lambda: one.runtime.lines("reported"))
             os.killpg(one.process.pid, number)
             time.sleep(self.quiet_s)
             (one.runtime.folder / "gate").touch()
