@@ -242,9 +242,13 @@ class Lines:
                 _received(link)
                 c.ask = None
             answer = _received(link)
-            if isinstance(answer, Redirected) and c.redirections < _REDIRECTIONS:
+            if isinstance(answer, Redirected):
                 c.redirections += 1
-                if answer.ask:
+                if c.redirections % _REDIRECTIONS == 0:  # the nodes do not agree yet
+                    problem = errors.failed(
+                        f"the nodes of {self._nodes.target.name} send us round in circles: {answer}"
+                    )
+                elif answer.ask:
                     c.ask = answer.address
                 else:
                     self._nodes.moved(answer.slot, answer.address)
