@@ -219,7 +219,7 @@ class Run:
 
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="make bench ARGS='…'", description="Rates and ratios, printed.")
-    parser.add_argument("--only", default=",".join(NAMES), metavar="GROUP,…", help=f"of {', '.join(NAMES)}")
+    parser.add_argument("--only", default=",".join(NAMES), metavar="GROUP,…", help=f"of {', '.join(NAMES)}; or pools")
     parser.add_argument("--contender", metavar="LABEL;…", help="just these")
     parser.add_argument("--quick", action="store_true", help="a tenth of the messages, one round: does it work?")
     parser.add_argument("--full", action="store_true", help="the backlog of a million")
@@ -235,6 +235,9 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--write-docs", action="store_true", help="write docs/benchmarks.md from it")
     options = parser.parse_args()
     options.only = [name for name in options.only.split(",") if name]
+    if "pools" in options.only:
+        options.only += [name for name in NAMES if name.startswith("pools-")]
+        options.only.remove("pools")
     if unknown := [name for name in options.only if name not in NAMES]:
         parser.error(f"nothing is called {', '.join(unknown)}; there are {', '.join(NAMES)}")
     return options

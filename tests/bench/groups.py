@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from tests.bench import cases
+from tests.bench import cases, pool_cases
 from tests.bench.cases import BULK, DRAIN, DRAIN_KEPT, SINGLE, SIZE, START, TRIP, Sizes, Turn
 from tests.bench.contender import Contender
 
@@ -30,8 +30,11 @@ class Group:
     measure: Callable[[Turn], None] = cases.broker
 
 
-def taskq(label: str, url: str = "", *, pool: str = "-P solo", needs: str = "", **more: float) -> Contender:
-    return Contender(label, TASKQ, url, environment={"BENCH_POOL": pool}, needs=tuple(needs.split()), **more)  # type: ignore[arg-type]
+def taskq(
+    label: str, url: str = "", *, pool: str = "-P solo", needs: str = "", scale: float = 1.0, asynchronous: str = ""
+) -> Contender:  # fmt: skip
+    environment = {"BENCH_POOL": pool, "BENCH_ASYNC": asynchronous}
+    return Contender(label, TASKQ, url, environment=environment, needs=tuple(needs.split()), scale=scale)
 
 
 def peer(
@@ -162,5 +165,61 @@ GROUPS = [
         Sizes(drain=4_000, single=100, calls=50),
         {DRAIN: "≥ 0.7 × boto3", BULK: "≥ 0.7 × boto3", TRIP: ""},
         server="TASKQ_TEST_ELASTICMQ_URL",
+    ),
+    Group(
+        "pools-prefork",
+        "Pools: 2 processes, on Redis",
+        [
+            taskq("taskq, prefork", pool="-P prefork -c 2", needs="taskq.pools:prefork"),
+            floor("bare loop", "processes"),
+            peer("Celery prefork", "celery_redis", scale=0.01, rival=True, pool="-P prefork -c 2"),
+            peer("dramatiq", "dramatiq_redis", scale=0.02, pool="-p 2 -t 1"),
+            peer("taskiq", "taskiq_redis", scale=0.02, pool="--workers 2"),
+        ],
+        Sizes(drain=150_000, single=300, calls=500),
+        {
+            DRAIN: "≥ 80,000; ≥ 40 × Celery", TRIP: "≤ 1", pool_cases.BURN: "≥ 0.97 × bare loop",
+            pool_cases.MIXED: "≤ 30", START: "≤ 0.5", pool_cases.PARENT: "≤ 45", pool_cases.CHILD: "≤ 12",
+        },
+        server="TASKQ_TEST_REDIS_URL",
+        measure=pool_cases.prefork,
+    ),
+    Group(
+        "pools-threads",
+        "Pools: 8 threads, on Redis",
+        [
+            taskq("taskq, threads", pool="-P threads -c 8"),
+            peer("dramatiq", "dramatiq_redis", scale=0.01, pool="-p 1 -t 8"),
+        ],
+        Sizes(drain=150_000, single=300, calls=500),
+        {DRAIN: "≥ 80,000", TRIP: "≤ 1"},
+        server="TASKQ_TEST_REDIS_URL",
+        measure=pool_cases.light,
+    ),
+    Group(
+        "pools-asyncio",
+        "Pools: one event loop, async def, 1,000 tasks at a time, on Redis",
+        [
+            taskq("taskq, asyncio", pool="-P asyncio -c 1000", needs="taskq.pools:asyncio", asynchronous="1"),
+            peer("taskiq", "taskiq_redis", scale=0.015, rival=True, pool="--workers 1 --max-async-tasks 1000"),
+            peer("cauli", "cauli_redis", scale=0.2, worker="--io-concurrency 1000 --batch 512 --ack-batch 512"),
+        ],
+        Sizes(drain=100_000, single=20_000, calls=500),
+        {DRAIN: "≥ 60,000", pool_cases.NAP: "≥ 8,000; ≥ 3 × taskiq"},
+        server="TASKQ_TEST_REDIS_URL",
+        measure=pool_cases.concurrent,
+    ),
+    Group(
+        "pools-gevent",
+        "Pools: greenlets, 1,000 tasks at a time, on Redis",
+        [
+            taskq("taskq, gevent", pool="-P gevent -c 1000", needs="taskq.pools:gevent"),
+            taskq("taskq, eventlet", pool="-P eventlet -c 1000", needs="taskq.pools:eventlet"),
+            peer("Celery gevent", "celery_redis", scale=0.01, rival=True, pool="-P gevent -c 1000"),
+        ],
+        Sizes(drain=80_000, single=8_000, calls=300),
+        {pool_cases.NAP: "≥ 3,000; ≥ 2 × Celery gevent"},
+        server="TASKQ_TEST_REDIS_URL",
+        measure=pool_cases.concurrent,
     ),
 ]  # fmt: skip

@@ -90,6 +90,15 @@ def resident_mb(pids: Iterable[int]) -> float:
     return pages * os.sysconf("SC_PAGE_SIZE") / 1e6
 
 
+def unique_mb(pid: int) -> float:
+    """Return the memory in MB that no other process shares with this one (Linux; elsewhere 0)."""
+    try:
+        lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
+    except OSError:
+        return 0.0
+    return sum(int(line.split()[1]) for line in lines if line.startswith("Private_")) * 1024 / 1e6
+
+
 def wait_for(condition: object, seconds: float, step: float = 0.01) -> bool:
     """Wait until a callable returns true; whether it did."""
     deadline = time.monotonic() + seconds

@@ -8,7 +8,8 @@ reads orders as lines of JSON and answers each with a line @@ + JSON:
     ["prepare"]                                        what a new database needs
     ["send", COUNT, "bulk"|"single", "results"|"plain"]    seconds for so many sends
     ["call", COUNT]                                    milliseconds of each round trip
-    ["submit", KIND, [[…], …]]                         enqueue one task of a kind (pool_cases.py) per list of arguments
+    ["submit", KIND, MILLISECONDS, COUNT]              enqueue tasks of a kind: burn the processor, nap
+    ["mixed"]                                          short tasks beside long ones, paced and in bursts
 
 A contender's module has ACK, DURABILITY and NOTE (texts), RESULTS (whether it keeps any), VERSIONS (distributions), and
 
@@ -79,6 +80,20 @@ def call(contender: Any, count: int) -> dict[str, Any]:
     return {"milliseconds": took}
 
 
+def mixed(contender: Any) -> dict[str, Any]:
+    """Enqueue 1 ms tasks beside one of 1 s: one every 10 ms, then ten at once every 100 ms; say how many of both."""
+    contender.submit("stamped", [[1.0]] * 4, 0.05)  # connects; children that start late are there
+    time.sleep(0.5)
+    contender.submit("stamped", [[1000.0]], 0.05)
+    contender.submit("stamped", [[1.0]] * 90, 0.01)
+    time.sleep(1.0)
+    contender.submit("stamped", [[1000.0]], 0.05)
+    for _ in range(9):
+        contender.submit("stamped", [[1.0]] * 10, 0.0)
+        time.sleep(0.1)
+    return {"tasks": 4 + 1 + 90 + 1 + 90, "warming": 4}
+
+
 def main(module: str) -> None:
     contender = importlib.import_module(module)
     for line in sys.stdin:
@@ -93,7 +108,10 @@ def main(module: str) -> None:
         elif action == "call":
             answer = call(contender, *arguments)
         elif action == "submit":
-            contender.submit(*arguments)
+            kind, milliseconds, count = arguments
+            contender.submit(kind, [[milliseconds]] * count)
+        elif action == "mixed":
+            answer = mixed(contender)
         else:
             raise SystemExit(f"side: unknown action {action!r}")
         print("\n@@" + json.dumps(answer), flush=True)  # whatever libraries print stands before it

@@ -97,8 +97,8 @@ def nap(milliseconds: float) -> None:
 
 
 def stamped(sent: float, milliseconds: float) -> None:
-    """Note how long the task waited since it was sent, then wait itself."""
-    os.write(_waits(), b"%.3f\n" % (1000 * (time.monotonic() - sent)))
+    """Note how long this task is and how long it waited since it was sent, then wait itself."""
+    os.write(_waits(), b"%g %.3f\n" % (milliseconds, 1000 * (time.monotonic() - sent)))
     nap(milliseconds)
 
 

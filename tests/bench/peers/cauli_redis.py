@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import sys
 from pathlib import Path
@@ -47,3 +48,13 @@ def send(count: int, *, bulk: bool, results: bool) -> None:
 
 def call() -> None:
     kept.delay().get(timeout=20)
+
+
+@app.task(store_result=False)
+async def nap(milliseconds: float) -> None:
+    await asyncio.sleep(milliseconds / 1000)
+    tick()
+
+
+def submit(kind: str, arguments: list[list[float]], pause: float = 0.0) -> None:
+    app.enqueue_many([({"nap": nap}[kind], tuple(these)) for these in arguments])

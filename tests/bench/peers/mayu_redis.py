@@ -13,7 +13,10 @@ from tests.bench.stopwatch import tick
 _prefetch = os.environ.get("BENCH_PREFETCH", "")
 ACK = "after the run (at least once)"
 DURABILITY = "the server's"
-NOTE = f"--prefetch-multiplier {_prefetch or '2 (its default)'}, one thread; no bulk enqueue; built for Pythons without GIL"
+NOTE = (
+    f"--prefetch-multiplier {_prefetch or '2 (its default)'}, one thread; no bulk enqueue; "
+    "it is built for Pythons without a GIL"
+)
 RESULTS = True
 VERSIONS = ("mayu",)
 
