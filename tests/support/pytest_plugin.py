@@ -7,7 +7,7 @@
 | `redis_url`, `old_redis_url` | the URL of an empty database of the Valkey or the Redis server, emptied afterwards |
 | `redis_program` | the path of either program, for a server of the test's own (`tests.support.redis_servers`) |
 | `redis_cluster` | three Valkey servers that form a cluster, one per test module |
-| `rabbitmq_url` | the URL of a fresh virtual host, one per test class, dropped afterwards |
+| `rabbitmq_url` | the URL of a fresh virtual host, dropped afterwards |
 | `sqs_url` | the URL of an SQS broker without queues (ElasticMQ), with a prefix of the test's own |
 | `zeromq_hubs` | starts ZeroMQ hubs, one process each, ended with the test module: `zeromq_hubs.start(journal=…)` |
 | `zeromq_url` | the URL of an empty hub, for this test alone |
@@ -127,7 +127,7 @@ def redis_cluster() -> Iterator[OwnCluster]:
         yield cluster
 
 
-@pytest.fixture(scope="class")
+@pytest.fixture
 def rabbitmq_url() -> Iterator[str]:
     with fresh_vhost(_server_url("rabbitmq")) as url:
         yield url

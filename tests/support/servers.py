@@ -257,6 +257,69 @@ class Redis(Valkey):
         return which("redis-server")
 
 
+class RabbitMQ(Server):
+    """With the management plugin, which makes and drops virtual hosts for the tests: its port is in the URL's query."""
+
+    name = "rabbitmq"
+    packages = "rabbitmq-server"
+    settings: ClassVar[str] = ""  # more lines of rabbitmq.conf
+    keep = False  # started again: the folder has its data
+
+    def __init__(self, *, durable: bool = False) -> None:
+        super().__init__(durable=durable)
+        self.management, self.distribution, self.mapper = free_port(), free_port(), free_port()
+        self.node = f"taskq{self.port}@localhost"
+
+    @classmethod
+    def program(cls) -> str | None:
+        # Debian's /usr/sbin/rabbitmq-server insists on its own user and folders; the one below does not.
+        inner = Path("/usr/lib/rabbitmq/bin/rabbitmq-server")
+        return str(inner) if inner.exists() else which("rabbitmq-server")
+
+    def environment(self) -> list[str]:
+        """Everything on ports and in folders of its own, the port mapper epmd included."""
+        return [
+            f"RABBITMQ_NODENAME={self.node}",
+            f"RABBITMQ_NODE_PORT={self.port}",
+            "RABBITMQ_NODE_IP_ADDRESS=127.0.0.1",
+            f"RABBITMQ_DIST_PORT={self.distribution}",
+            f"RABBITMQ_MNESIA_BASE={self.folder}",
+            f"RABBITMQ_LOG_BASE={self.folder}",
+            f"RABBITMQ_CONFIG_FILE={self.folder}/rabbitmq",
+            f"RABBITMQ_ENABLED_PLUGINS_FILE={self.folder}/enabled_plugins",
+            "RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS=-kernel inet_dist_use_interface {127,0,0,1}",
+            "ERL_EPMD_ADDRESS=127.0.0.1",
+            f"ERL_EPMD_PORT={self.mapper}",
+            f"HOME={self.folder}",
+        ]
+
+    def prepare(self) -> None:
+        (self.folder / "enabled_plugins").write_text("[rabbitmq_management].\n")
+        (self.folder / "rabbitmq.conf").write_text(
+            f"management.tcp.ip = 127.0.0.1\nmanagement.tcp.port = {self.management}\n"
+            f"loopback_users = none\nlog.console = false\n{self.settings}"
+        )
+
+    def command(self) -> list[str]:
+        # The mapper would outlive the server that starts it, so it is started here and ended with it.
+        script = "epmd & mapper=$!; \"$0\" & server=$!; trap 'kill $server; wait $server' TERM; wait $server; kill $mapper; wait"
+        return ["env", *self.environment(), "sh", "-c", script, str(self.program())]
+
+    def url(self) -> str:
+        return f"amqp://guest:guest@127.0.0.1:{self.port}//?management={self.management}"
+
+    def answers(self) -> bool:
+        import http.client
+
+        with contextlib.suppress(OSError, http.client.HTTPException):
+            connection = http.client.HTTPConnection("127.0.0.1", self.management, timeout=1)
+            connection.request("GET", "/api/overview")
+            connection.getresponse().read()  # asks for a password, so it is there
+            connection.close()
+            return super().answers()
+        return False
+
+
 class Maven(Server):
     """A server that comes as jars by its Maven coordinates, kept in TASKQ_SERVERS (~/.cache/taskq-servers)."""
 
@@ -319,7 +382,9 @@ node-address {{ protocol = http, host = 127.0.0.1, port = {self.port}, context-p
         return f"sqs://127.0.0.1:{self.port}"
 
 
-SERVERS: dict[str, type[Server]] = {kind.name: kind for kind in (PostgreSQL, MariaDB, Valkey, Redis, ElasticMQ)}
+SERVERS: dict[str, type[Server]] = {
+    kind.name: kind for kind in (PostgreSQL, MariaDB, Valkey, Redis, RabbitMQ, ElasticMQ)
+}
 
 
 def which(program: str) -> str | None:

@@ -22,7 +22,6 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any
 
-import pika.exceptions
 import pika.spec as spec
 
 from taskq.errors import TaskQError
@@ -303,7 +302,9 @@ class Link:
                         view = view[sent:]
                         deadline = time.monotonic() + timeout
         except (OSError, ValueError) as error:
-            raise self._fail(self.target.errors.lost(f"the connection to {self.name} broke: {_reason(error)}")) from error
+            raise self._fail(
+                self.target.errors.lost(f"the connection to {self.name} broke: {_reason(error)}")
+            ) from error
         self.last_write = time.monotonic()
 
     def _too_slow(self, timeout: float) -> TaskQError:
@@ -392,7 +393,9 @@ class Link:
                 if data is None:
                     return
         except (OSError, ValueError) as error:
-            raise self._fail(self.target.errors.lost(f"the connection to {self.name} broke: {_reason(error)}")) from error
+            raise self._fail(
+                self.target.errors.lost(f"the connection to {self.name} broke: {_reason(error)}")
+            ) from error
         if not data:
             raise self._fail(self.target.errors.lost(f"{self.name} closed the connection"))
         self.last_read = time.monotonic()

@@ -216,7 +216,7 @@ def _properties(data: bytes) -> Any:
     properties = pika.spec.BasicProperties()
     try:
         properties.decode(data)
-    except Exception:  # noqa: BLE001  whatever a table may hold: it is not ours
+    except Exception:
         return pika.spec.BasicProperties()
     return properties
 

@@ -127,7 +127,11 @@ class AmqpConsumer:
         self._turn = 0
         self._shrunk = 0
         self._prioritized = transport.classic
-        self._connect()
+        try:
+            self._connect()
+        except BaseException:
+            self._bell.close()
+            raise
 
     # -------------------------------------------------------------------------------------------- the connection
 
@@ -626,7 +630,9 @@ class AmqpConsumer:
             channel.ask(spec.Channel.Flow(True), timeout=timeout)
         except ChannelClosed as closed:
             self._drop(channel, str(closed))
-            raise ConnectionLost(f"the server closed the channel before it had taken all settlements: {closed}") from closed
+            raise ConnectionLost(
+                f"the server closed the channel before it had taken all settlements: {closed}"
+            ) from closed
         except TransportError:
             self._sound()
             raise

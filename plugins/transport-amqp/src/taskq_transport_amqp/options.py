@@ -71,7 +71,7 @@ def capabilities(options: Any) -> Capabilities:
         fencing=Fencing.LOCAL,
         duplicates=Duplicates.AFTER_LOST_LEASE,
         delivery_count=DeliveryCount.REDELIVERED if classic else DeliveryCount.COUNTS_RELEASES,
-        ordering=Ordering.QUEUE,
+        ordering=Ordering.QUEUE if classic else Ordering.NONE,
         hand_back=HandBack.NATIVE,
         wake_up=WakeUp.PUSH,
         delay=Support.EMULATED,
@@ -87,6 +87,7 @@ def capabilities(options: Any) -> Capabilities:
         purge=True,
         routing=True,
         notes=(
+            "Quorum queues are first in, first out until something is given back: that comes next, in order of return.",
             "Quorum queues count every return, also an uncounted hand-back, as a delivery.",
             "Quorum queues of RabbitMQ 3.x have no priorities: queue_type=classic has ten levels.",
             "On a cluster of three or more nodes quorum queues survive the loss of one.",

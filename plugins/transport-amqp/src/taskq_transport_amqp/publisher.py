@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-import time
 from collections.abc import Callable, Sequence
 from hashlib import blake2b
 from typing import Any
@@ -233,7 +232,9 @@ class Publisher:
         for refused in found:
             if refused.unroutable:
                 returned.pop(refused.item.id, None)
-        if error is not None and (channel.closed is not None or channel.link.error is not None or not _blocked(channel)):
+        if error is not None and (
+            channel.closed is not None or channel.link.error is not None or not _blocked(channel)
+        ):
             with self._turn:
                 self._drop(channel)
         return found
@@ -249,5 +250,3 @@ class Publisher:
 
 def _blocked(channel: PublishChannel) -> bool:
     return channel.link.blocked is not None
-
-

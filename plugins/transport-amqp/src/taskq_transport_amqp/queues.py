@@ -55,7 +55,9 @@ class QueuePlan(Struct, frozen=True, kw_only=True):
             raise NotSupported(f"queue {queue.name!r} is to be of type {kind!r}; there are {QUORUM!r} and {CLASSIC!r}")
         classic = kind == CLASSIC
         if not queue.durable and not classic:
-            raise NotSupported(f"queue {queue.name!r} is to be not durable: only queues of type {CLASSIC!r} can be that")
+            raise NotSupported(
+                f"queue {queue.name!r} is to be not durable: only queues of type {CLASSIC!r} can be that"
+            )
         exchange, exchange_type = own.get("exchange", ""), own.get("exchange_type", "topic")
         if exchange_type not in EXCHANGES:
             raise NotSupported(f"queue {queue.name!r}: {exchange_type!r} is none of {', '.join(EXCHANGES)}")
