@@ -6,9 +6,8 @@ and the start is not in it. Contenders take turns within each round, so that the
 
 from __future__ import annotations
 
-import contextlib
 import time
-from collections.abc import Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -53,12 +52,11 @@ class Turn:
     def count(self, base: int, least: int) -> int:
         return max(least, int(base * self.contender.scale))
 
-    @contextlib.contextmanager
-    def box(self, case: str, *, results: bool = False) -> Iterator[Box]:
-        """Give surroundings for some cases; what fails in them is noted and stops nothing else."""
+    def step(self, case: str, take: Callable[[Turn, Box], None], *, results: bool = False) -> None:
+        """Take one step in surroundings of its own; what fails is noted and stops nothing else."""
         try:
             with box(self.contender, self.work, self.server, results=results) as made:
-                yield made
+                take(self, made)
         except Failed as error:
             self.table.fail(self.group, case, self.contender.label, str(error))
         except Exception as error:  # a peer's or server's surprise must not end the run
@@ -67,10 +65,8 @@ class Turn:
 
 def broker(turn: Turn) -> None:
     """Measure everything that a broker is compared by."""
-    with turn.box("enqueue and drain") as made:
-        enqueue_and_drain(turn, made)
-    with turn.box("results and round trip", results=True) as made:
-        results_and_round_trip(turn, made)
+    turn.step("enqueue and drain", enqueue_and_drain)
+    turn.step("results and round trip", results_and_round_trip, results=True)
 
 
 def enqueue_and_drain(turn: Turn, made: Box) -> None:
@@ -82,8 +78,8 @@ def enqueue_and_drain(turn: Turn, made: Box) -> None:
     bulk = turn.count(turn.sizes.drain, 100)
     empty = made.size()
     turn.add(BULK, "tasks/s", bulk / made.side("send", bulk, "bulk", "plain")["seconds"])
-    if "{folder}" in turn.contender.url or not (turn.server or turn.contender.url):
-        turn.add(DISK, "bytes", (made.size() - empty) / (bulk + 1))
+    if grown := made.size() - empty:
+        turn.add(DISK, "bytes", grown / (bulk + 1))
     made.close()  # an idle client's heartbeat is no part of a worker's speed
     with made.worker() as worker:
         start, rate, note = drained(worker, single + bulk + 2)

@@ -214,7 +214,8 @@ def box(contender: Contender, work: Path, server: str, *, results: bool = False)
             contender.facts = made.side("facts")
         at.queues = [queue.replace("{name}", at.name) for queue in contender.facts["queues"]]
         if contender.facts["server"]:
-            process, _ = stack.enter_context(made.process(contender.facts["server"], "server.log"))
+            command = [part.replace("{port}", str(at.port)) for part in contender.facts["server"]]
+            process, _ = stack.enter_context(made.process(command, "server.log"))
             if not wait_for(lambda: at.listening() or process.poll() is not None, START_TIMEOUT) or not at.listening():
                 raise Failed(f"its server did not start: {last((folder / 'server.log').read_text(errors='replace'))}")
         if contender.facts["prepares"]:

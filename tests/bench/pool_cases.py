@@ -1,4 +1,4 @@
-"""What pools are compared by: what they cost, processors kept busy, many waits at once, short tasks beside long ones."""
+"""What pools are compared by: what they cost, processors kept busy, many waits at once, short beside long ones."""
 
 from __future__ import annotations
 
@@ -24,42 +24,56 @@ BURN_MS, NAP_MS = 10.0, 100.0
 
 def prefork(turn: Turn) -> None:
     """Measure pools of processes."""
-    if turn.contender.role != "floor":
-        light(turn)
-    with turn.box(BURN) as made:
-        submitted(turn, made, BURN, "burn", BURN_MS, max(40, turn.sizes.single))
-    if turn.contender.role != "floor":
-        with turn.box(MIXED) as made:
-            mixed(turn, made)
+    if turn.contender.role == "floor":
+        turn.step(BURN, burning)
+        return
+    light(turn)
+    turn.step(BURN, burning)
+    turn.step(MIXED, mixed)
 
 
 def concurrent(turn: Turn) -> None:
     """Measure pools that wait for many tasks at once."""
     light(turn)
-    with turn.box(NAP) as made:
-        submitted(turn, made, NAP, "nap", NAP_MS, max(400, int(turn.sizes.single * max(turn.contender.scale, 0.2))))
+    turn.step(NAP, napping)
 
 
 def light(turn: Turn) -> None:
-    """Drain no-op tasks, then send one and wait for its result, repeatedly; look at the processes."""
-    with turn.box(DRAIN) as made:
-        count = turn.count(turn.sizes.drain, 400)
-        made.side("send", count, "bulk", "plain")
-        made.close()
-        with made.worker() as worker:
-            start, rate, note = drained(worker, count + 1)
-            turn.add(START, "s", start)
-            turn.add(DRAIN, "tasks/s", rate, note=note)
-            turn.add(OVERHEAD, "µs", 1e6 / rate)
-            parent, *children = tree(worker.process.pid)
-            turn.add(PARENT, "MB", resident_mb([parent]))
-            if children:
-                largest = max(map(unique_mb, children))
-                turn.add(CHILD, "MB", largest, note=f"{len(children)} descendants; the largest")
-    with turn.box(TRIP, results=True) as made, made.worker():
+    """Drain no-op tasks and look at the processes; send one and wait for its result, repeatedly."""
+    turn.step(DRAIN, draining)
+    turn.step(TRIP, tripping, results=True)
+
+
+def draining(turn: Turn, made: Box) -> None:
+    count = turn.count(turn.sizes.drain, 400)
+    made.side("send", count, "bulk", "plain")
+    made.close()
+    with made.worker() as worker:
+        start, rate, note = drained(worker, count + 1)
+        turn.add(START, "s", start)
+        turn.add(DRAIN, "tasks/s", rate, note=note)
+        turn.add(OVERHEAD, "µs", 1e6 / rate)
+        parent, *children = tree(worker.process.pid)
+        turn.add(PARENT, "MB", resident_mb([parent]))
+        if children:
+            largest = max(map(unique_mb, children))
+            turn.add(CHILD, "MB", largest, note=f"{len(children)} descendants; the largest")
+
+
+def tripping(turn: Turn, made: Box) -> None:
+    with made.worker():
         took = made.side("call", turn.sizes.calls)["milliseconds"]
-        turn.add(TRIP, "ms", percentile(took, 0.5))
-        turn.add(TRIP_99, "ms", percentile(took, 0.99))
+    turn.add(TRIP, "ms", percentile(took, 0.5))
+    turn.add(TRIP_99, "ms", percentile(took, 0.99))
+
+
+def burning(turn: Turn, made: Box) -> None:
+    submitted(turn, made, BURN, "burn", BURN_MS, max(40, turn.sizes.single))
+
+
+def napping(turn: Turn, made: Box) -> None:
+    count = max(400, int(turn.sizes.single * max(turn.contender.scale, 0.2)))
+    submitted(turn, made, NAP, "nap", NAP_MS, count)
 
 
 def submitted(turn: Turn, made: Box, case: str, kind: str, milliseconds: float, count: int) -> None:

@@ -6,6 +6,7 @@ import asyncio
 import os
 import sys
 import time
+from importlib.metadata import entry_points
 from pathlib import Path
 
 from taskq import TaskQ
@@ -32,7 +33,7 @@ if "NORMAL" in _url:
 if "queue_type=classic" in _url:
     DURABILITY = "classic queue, persistent, publisher confirms"
 NOTE = (_pool if _pool != "-P solo" else "") + (", async def" if _asynchronous else "")
-RESULTS = _scheme != "sqs"
+RESULTS = bool(entry_points(group="taskq.result_stores", name=_scheme))  # where the broker's server keeps them
 VERSIONS = ("taskq-core",)
 QUEUES = ("default",)
 _CHUNK = 10_000
@@ -84,7 +85,7 @@ storing = akept if _asynchronous else kept
 def server() -> list[str]:
     if _scheme != "zeromq":
         return []
-    return [_program, "zeromq", "hub", "--bind", f"tcp://127.0.0.1:{os.environ['BENCH_PORT']}"]
+    return [_program, "zeromq", "hub", "--bind", "tcp://127.0.0.1:{port}"]
 
 
 def worker() -> list[str]:
