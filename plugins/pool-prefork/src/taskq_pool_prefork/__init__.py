@@ -1,0 +1,1 @@
+"""The prefork pool: jobs run in supervised child processes."""

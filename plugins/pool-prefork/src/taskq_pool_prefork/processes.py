@@ -1,0 +1,54 @@
+"""Small things that every process of the pool needs: dying with its parent, signals, names of ends."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from types import FrameType
+
+_PR_SET_PDEATHSIG = 1
+QUIET_SIGNALS = [
+    getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1") if hasattr(signal, name)
+]
+"""What the worker's process handles for all. A handler that does nothing, unlike SIG_IGN, is not inherited by programs
+that a task starts."""
+
+
+def die_with_parent(parent: int) -> None:
+    """Have the system kill this process when the thread that made it ends; at once if the parent is gone already.
+
+    Where the system cannot (only Linux can), the sockets' end tells.
+    """
+    if sys.platform == "linux":
+        import ctypes
+
+        ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    if os.getppid() != parent:
+        os._exit(1)
+
+
+def do_nothing(number: int, frame: FrameType | None) -> None:
+    """Handle a signal by not handling it."""
+
+
+def kill_group(pid: int) -> None:
+    """Kill a child that leads a process group, with the programs that its task has started; gone ones are no error."""
+    for kill in (os.killpg, os.kill):
+        try:
+            kill(pid, signal.SIGKILL)
+        except (ProcessLookupError, PermissionError):
+            continue
+        return
+
+
+def describe_end(status: int) -> str:
+    """Say how a process ended, from its exit code, negative for a signal."""
+    if status >= 0:
+        return f"ended with exit code {status}"
+    try:
+        name = signal.Signals(-status).name
+    except ValueError:
+        name = f"signal {-status}"
+    hint = " (by the system for want of memory, or by hand)" if -status == signal.SIGKILL else ""
+    return f"was killed by {name}{hint}"
