@@ -65,7 +65,7 @@ class KitRuntime:
         self._coroutines: dict[int, _Coroutine] = {}
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return KitRuntime, (self.folder, self._limits, self._asynchronous, self._owner)
+        return type(self), (self.folder, self._limits, self._asynchronous, self._owner)
 
     # ----------------------------------------------------------------------------------------- taskq.spi.Runtime
 
