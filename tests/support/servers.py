@@ -302,7 +302,10 @@ class RabbitMQ(Server):
 
     def command(self) -> list[str]:
         # The mapper would outlive the server that starts it, so it is started here and ended with it.
-        script = "epmd & mapper=$!; \"$0\" & server=$!; trap 'kill $server; wait $server' TERM; wait $server; kill $mapper; wait"
+        script = (
+            'epmd & mapper=$!; "$0" & server=$!; trap "kill $server; wait $server" TERM; '
+            "wait $server; kill $mapper; wait"
+        )
         return ["env", *self.environment(), "sh", "-c", script, str(self.program())]
 
     def url(self) -> str:

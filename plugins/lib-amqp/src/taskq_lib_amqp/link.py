@@ -322,15 +322,17 @@ class Link:
 
     def beat(self) -> None:
         """Send a heartbeat if one is due and nobody is writing anyway."""
-        if self.heartbeat and time.monotonic() - self.last_write >= self.heartbeat / 2 and self.error is None:
-            if self._writing.acquire(blocking=False):
-                try:
-                    self._write(wire.HEARTBEAT, 1.0)
-                except TaskQError:
-                    pass  # the owner finds out
-                finally:
-                    self._writing.release()
-        if self.heartbeat and time.monotonic() - self.last_read > self.heartbeat * 2 + _ALIVE and self.error is None:
+        if not self.heartbeat or self.error is not None:
+            return
+        now = time.monotonic()
+        if now - self.last_write >= self.heartbeat / 2 and self._writing.acquire(blocking=False):
+            try:
+                self._write(wire.HEARTBEAT, 1.0)
+            except TaskQError:
+                pass  # the owner finds out
+            finally:
+                self._writing.release()
+        if now - self.last_read > self.heartbeat * 2 + _ALIVE:
             self._fail(
                 self.target.errors.lost(f"{self.name} was silent for more than {self.heartbeat * 2} s; taken for dead")
             )
@@ -443,6 +445,9 @@ class Link:
         """Return the error for an answer that did not come; the link goes on."""
         why = f" (it takes no messages: {self.blocked})" if self.blocked else ""
         return self.target.errors.lost(f"{self.name} did not answer within {timeout:g} s{why}")
+
+    def _broken(self, error: BaseException) -> TaskQError:
+        return self._fail(self.target.errors.lost(f"the connection to {self.name} broke: {_reason(error)}"))
 
     def _fail(self, error: TaskQError) -> TaskQError:
         if self.error is None:

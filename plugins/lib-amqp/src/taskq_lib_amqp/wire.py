@@ -36,12 +36,12 @@ _pack_ack = Struct(">BHIIQBB").pack
 
 
 class Incoming(NamedTuple):
-    """A delivered message. ``count`` is what the server counted before this delivery, None where it does not."""
+    """A delivered message. ``returns`` is what the server counted before this delivery, None where it does not."""
 
     consumer: bytes
     tag: int
     redelivered: bool
-    count: int | None
+    returns: int | None
     priority: int
     body: bytes
 

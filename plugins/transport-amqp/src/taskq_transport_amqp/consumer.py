@@ -505,9 +505,9 @@ class AmqpConsumer:
                 held[receipt] = (window, size)
                 total += size
                 if incoming.redelivered:
-                    count = 2 if classic or incoming.count is None else incoming.count + 1
+                    count = 2 if classic or incoming.returns is None else incoming.returns + 1
                 else:
-                    count = 1 if incoming.count is None else incoming.count + 1
+                    count = 1 if incoming.returns is None else incoming.returns + 1
                 deliveries.append(Delivery(incoming.body, receipt, source.queue, count))
                 room -= 1
             self._bytes = total
@@ -604,7 +604,7 @@ class AmqpConsumer:
         return lost
 
     def _acks(self, channel: ConsumeChannel, tags: list[int]) -> list[bytes]:
-        """Return the frames that acknowledge these: one for all that none unsettled comes before, one for each other."""
+        """Return the frames that acknowledge these: one for all that no unsettled one precedes, one for each other."""
         number = channel.number
         before = channel.low
         gaps = channel.gaps

@@ -232,9 +232,8 @@ class Publisher:
         for refused in found:
             if refused.unroutable:
                 returned.pop(refused.item.id, None)
-        if error is not None and (
-            channel.closed is not None or channel.link.error is not None or not _blocked(channel)
-        ):
+        broken = channel.closed is not None or channel.link.error is not None
+        if error is not None and (broken or channel.link.blocked is None):
             with self._turn:
                 self._drop(channel)
         return found
@@ -246,7 +245,3 @@ class Publisher:
             final = alone and error.code in (403, 404, 406)
             return Refused(item, f"the server refused it: {error}", maybe_sent=not alone, retryable=not final)
         return Refused(item, f"no confirm: {error}", maybe_sent=True)
-
-
-def _blocked(channel: PublishChannel) -> bool:
-    return channel.link.blocked is not None

@@ -56,7 +56,7 @@ class QueuePlan(Struct, frozen=True, kw_only=True):
         classic = kind == CLASSIC
         if not queue.durable and not classic:
             raise NotSupported(
-                f"queue {queue.name!r} is to be not durable: only queues of type {CLASSIC!r} can be that"
+                f"queue {queue.name!r} is not to be durable: only queues of type {CLASSIC!r} can be that"
             )
         exchange, exchange_type = own.get("exchange", ""), own.get("exchange_type", "topic")
         if exchange_type not in EXCHANGES:

@@ -164,7 +164,7 @@ class AmqpTransport:
             plan = self._plans.get(queue)
             if plan is not None and not plan.create:
                 raise QueueMissing(
-                    f"{self._target.name} has no queue {queue!r} (any more), and it was declared as one that others make"
+                    f"{self._target.name} has no queue {queue!r} (any more), and it was declared as made by others"
                 )
             self._make(plan or QueuePlan.of(QueueSpec(name=queue), self.options))
         self._known.add(queue)
