@@ -382,6 +382,7 @@ STORE_MEANINGS = {
 POOL_MEANINGS = {
     "inline": "runs on the worker's own thread, one task at a time, without a hand-off",
     "max_concurrency": "most tasks at a time",
+    "default_concurrency": "slots when nobody says how many; else the CPUs",
     "isolation": "a task that kills its process leaves the worker alive",
     "sync_tasks": "runs `def` tasks",
     "async_tasks": "runs `async def` tasks",

@@ -187,8 +187,13 @@ def test_solo_with_more_than_one_slot(rig: Any, app: TaskQ) -> None:
 
 def test_limits_that_the_pool_cannot_keep(rig: Any, app: TaskQ, pool: str) -> None:
     app.task(name="limited", time_limit=5)(lambda: None)
+    app.task(name="too", time_limit=5)(lambda: None)
+    refused(app, NotSupported, "limited has time_limit.*too has time_limit", pool=pool)
+
+
+def test_a_pool_that_the_worker_does_not_have(rig: Any, app: TaskQ, pool: str) -> None:
     app.task(name="elsewhere", pool="prefork")(lambda: None)
-    refused(app, NotSupported, "limited has time_limit.*elsewhere asks for pool 'prefork'", pool=pool)
+    refused(app, NotSupported, f"elsewhere asks for pool 'prefork'.*-P {pool},prefork", pool=pool)
 
 
 def test_recycling_that_the_pool_cannot_do(rig: Any, app: TaskQ, pool: str) -> None:
@@ -198,7 +203,7 @@ def test_recycling_that_the_pool_cannot_do(rig: Any, app: TaskQ, pool: str) -> N
 
 def test_autoscale_needs_a_pool_that_can(rig: Any, app: TaskQ) -> None:
     app.task(name="noop")(lambda: None)
-    refused(app, NotSupported, "cannot", pool="solo", autoscale=(1, 4))
+    refused(app, NotSupported, "needs one pool that can be resized", pool="solo", autoscale=(1, 4))
 
 
 def test_a_dead_letter_queue_cannot_be_served(rig: Any, app: TaskQ) -> None:

@@ -15,7 +15,7 @@ from taskq.errors import ConfigError
 @click.command()
 @click.option("-Q", "--queues", metavar="NAME,…", help="Queues to serve; default: all that the application names.")
 @click.option("-c", "--concurrency", metavar="N", type=click.IntRange(min=1), help="Tasks at a time.")
-@click.option("-P", "--pool", metavar="NAME", help="auto, solo, threads, … (taskq plugins list --kind pool).")
+@click.option("-P", "--pool", metavar="NAME", help="auto, NAME, or NAME=SLOTS,NAME=SLOTS (taskq plugins list --kind pool).")
 @click.option("-l", "--log-level", "--loglevel", metavar="LEVEL", help="DEBUG, INFO, WARNING, ERROR or CRITICAL.")
 @click.option("-n", "--name", metavar="NAME", help="Name in logs.")
 @click.option("--grace", metavar="SECONDS", type=click.FloatRange(min=0), help="Time for running tasks after TERM.")

@@ -35,6 +35,7 @@ class QueueSettings(Section, frozen=True, kw_only=True):
     ordered: Annotated[bool, About("strict first in, first out per group")] = False
     durable: Annotated[bool, About("whether the queue survives a restart of the broker")] = True
     weight: Annotated[int, About('share among the queues of a worker with queue_order = "weighted"', minimum=1)] = 1
+    pool: Annotated[str | None, About("pool of tasks from this queue that name none themselves")] = None
     options: Annotated[Mapping[str, Any], About("declaration options of the transport's own")] = {}
 
 
@@ -69,7 +70,7 @@ class WorkerSettings(Section, frozen=True, kw_only=True):
     """``worker``: how a worker takes and runs messages."""
 
     name: Annotated[str | None, About("name in logs and statistics; default: host and process id")] = None
-    pool: Annotated[str, About('"auto", or the name of a pool plugin')] = "auto"
+    pool: Annotated[str, About('"auto", a pool plugin, or several with slots: "prefork=2,asyncio=500"')] = "auto"
     concurrency: Annotated[int | None, About("slots; default: the CPUs that this process may use", minimum=1)] = None
     queues: Annotated[tuple[str, ...], About("queues to serve; default: all that the application names")] = ()
     queue_order: Annotated[SubscribeOrder, About("how the queues share the worker")] = "fair"

@@ -180,6 +180,8 @@ class PoolCapabilities(Struct, frozen=True, kw_only=True):
     inline: bool = False
     """Runs on the worker's own thread (``SupportsInline``): no hand-off, one job at a time."""
     max_concurrency: int | None = None
+    default_concurrency: int | None = None
+    """Slots when nobody says how many; None for the CPUs that the process may use."""
     isolation: bool = False
     """A job that crashes its process leaves the worker and the other jobs alive."""
     sync_tasks: bool = True

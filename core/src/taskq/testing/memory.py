@@ -22,11 +22,11 @@ from taskq import shared
 from taskq.app import TaskQ
 from taskq.errors import NotSupported, TaskQError, TaskTimeout
 from taskq.message import QueueStats
-from taskq.spi.capabilities import PoolCapabilities
 from taskq.spi.clock import Clock
 from taskq.spi.transport import SupportsPeek, SupportsStats
 from taskq.testing.clock import VirtualClock
 from taskq.worker import Worker
+from taskq.worker.plan import PlannedPool
 
 _LOOK_EVERY = 0.001
 _LEASE = 1e9
@@ -132,8 +132,8 @@ class _SoloWorker(Worker):
         unset = {"autoscale": None, "max_tasks_per_child": None, "max_memory_per_child": None}
         self.settings = msgspec.structs.replace(self.settings, **unset)
 
-    def _check_tasks(self, caps: PoolCapabilities) -> None:
-        pass
+    def _plan(self) -> list[PlannedPool]:
+        return [PlannedPool(self.app.plugins.select("pool", "solo"), 1, set(self.app.tasks))]
 
 
 class _Watch:

@@ -23,6 +23,7 @@ from taskq.spi.pool import Finished, Pool, SupportsInline
 from taskq.states import DEAD as STATE_DEAD
 from taskq.states import STARTED
 from taskq.worker.admission import run_key
+from taskq.worker.pools import PoolSet
 from taskq.worker.settler import Settler
 from taskq.worker.take import TakeEstimator
 
@@ -39,6 +40,10 @@ _FIRST_PAUSE, _LONGEST_PAUSE = 0.1, 5.0
 _AHEAD_FROM = 64
 _FLOOD = 128
 """Outcomes to store in one slice from which settling them beside the next slice is worth a change of threads."""
+_CROWDED, _CROWDED_PAUSE = 1.0, 0.1
+"""Seconds until a message is seen again that a full pool could not take, and until more are fetched here."""
+_LOOK = 16
+"""Messages to look through for one of several pools that has free slots, while the others are full."""
 _ORPHANS = 1000
 """Most runs whose lease was lost that are remembered, should their message come back."""
 
@@ -368,6 +373,8 @@ class PoolEngine(Engine):
         self._done: queue.SimpleQueue[Sequence[Finished] | None] = queue.SimpleQueue()
         self._space = threading.Event()
         self._suspect: int | None = None
+        self._several = pool if isinstance(pool, PoolSet) else None
+        self._crowded = 0.0
         self._moving = threading.Lock()
         """Held while jobs go to the pool or are taken back: intake and keeper must not move the same ones."""
         self._thread = threading.Thread(target=self._finish, name="taskq-finisher", daemon=True)
@@ -407,6 +414,13 @@ class PoolEngine(Engine):
                 self.settler.end(job, Outcome(DEAD, STATE_DEAD, record, (), text))
         self._done.put(())
 
+    def overflow(self, jobs: Sequence[Job]) -> None:
+        """Hand jobs back, with a pause, that one of several pools cannot take soon."""
+        kept = [job for job in jobs if self.held.pop(job.key, None) is not None]
+        self.settler.postpone(kept, _CROWDED)
+        self._crowded = time.monotonic() + _CROWDED_PAUSE
+        self._done.put(())
+
     def aborted(self, keys: Sequence[int], error: TaskQError) -> None:
         """The pool ended jobs: their tasks fail, are retried or count as revoked, by their own rules."""
         for job in [job for key in keys if (job := self.held.pop(key, None)) is not None]:
@@ -426,10 +440,14 @@ class PoolEngine(Engine):
         worker, settler = self.worker, self.settler
         while not worker.stopping and settler.fatal is None:
             self._submit()
-            room = 0 if settler.blocked else self.take.target() - len(self.held)
+            room = self._room()
+            if self._crowded and (pause := self._crowded - time.monotonic()) > 0:
+                self._space.clear()
+                self._space.wait(pause)
+                continue
             if room <= 0 or self.local:
                 self._space.clear()
-                if self.take.target() - len(self.held) <= 0 or self.local or settler.blocked:
+                if self._room() <= 0 or self.local:
                     self._space.wait(0.05 if self.local or self.careful else 0.5)
                 continue
             # a careful job waits for a slot: do not sleep in a fetch while one may start
@@ -440,9 +458,20 @@ class PoolEngine(Engine):
                 if settler.waiting:
                     self._done.put(())
 
+    def _room(self) -> int:
+        """Return how many messages to take now."""
+        if self.settler.blocked:
+            return 0
+        room = self.take.target() - len(self.held)
+        if self._several is not None and room < _LOOK and (free := self._several.free()) > 0:
+            return max(_LOOK, free)  # what fills one pool must not keep the others from their messages
+        return room
+
     def _submit(self) -> None:
         local = self.local
         with self._moving:
+            if self._several is not None:
+                self._several.feed()
             while local:
                 jobs = list(local)
                 count = self.pool.submit(jobs)
@@ -512,6 +541,8 @@ class PoolEngine(Engine):
                 self._collect(more)
             self._pump()
             self._space.set()
+            if self._several is not None and self._several.waiting:
+                self.consumer.wake()  # the intake is what feeds the pools
 
     def _collect(self, batch: Sequence[Finished]) -> None:
         if batch:

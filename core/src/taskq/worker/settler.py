@@ -39,6 +39,7 @@ from taskq.message import (
     Record,
     Settlement,
 )  # fmt: skip
+from taskq.spi.capabilities import Support
 from taskq.spi.pool import Finished
 from taskq.spi.store import ResultStore
 from taskq.spi.transport import Committer, Consumer, Transport
@@ -162,6 +163,18 @@ class Settler:
         held = [Settlement(j.delivery.receipt, RELEASE, delay, counted) for j in jobs if j.delivery is not None]
         if held:
             self._waiting.append(_Batch(held, []))
+
+    def postpone(self, jobs: Sequence[Job], delay: float) -> None:
+        """Queue the hand-back of jobs so that nobody sees them for ``delay`` seconds, where the broker can do that."""
+        caps = self._transport.capabilities
+        if caps.release_delay or caps.delay is Support.NO:
+            self.release(jobs, delay=delay if caps.release_delay else 0.0)
+            return
+        for job in jobs:
+            header: Header = job.header
+            name = f"{envelope.message_id(header)}.later{time.time_ns():x}"
+            priority, group = int(header.get(envelope.PRIORITY, 5)), header.get(envelope.GROUP)
+            self.forward(job, (Outbound(name, job.queue, job.payload, priority, delay, group),))
 
     def _commit(self, job: Job, outcome: Outcome) -> Commit:
         """Turn an outcome into what must happen: record, follow-ups, settlement."""

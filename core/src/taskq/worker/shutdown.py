@@ -56,7 +56,7 @@ class Signals:
             self._interrupt()
             return
         worker.stop()
-        if hasattr(signal, "SIGALRM") and worker.pool_caps.inline:
+        if hasattr(signal, "SIGALRM") and worker.inline:
             # a task on this very thread can only be stopped from here
             signal.setitimer(signal.ITIMER_REAL, max(0.001, worker.settings.grace))
 

@@ -10,13 +10,11 @@ import time
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from taskq._plugins import State
 from taskq.errors import ConfigError, NotSupported, StoreError, TaskQError, TransportError, WorkerError
 from taskq.events import EventBus
 from taskq.link import LinkServer
 from taskq.message import Job, QueueSpec, Subscription
 from taskq.runtime import TaskRuntime
-from taskq.spi.capabilities import PoolCapabilities, Support
 from taskq.spi.pool import Finished
 from taskq.spi.specs import PoolConfig
 from taskq.spi.transport import Committer, SupportsFuse
@@ -25,6 +23,8 @@ from taskq.worker.autoscale import Autoscale
 from taskq.worker.carrier import Carrier
 from taskq.worker.engines import InlineEngine, PoolEngine
 from taskq.worker.keeper import Keeper
+from taskq.worker.plan import PlannedPool, home, plan_pools
+from taskq.worker.pools import PoolSet
 from taskq.worker.settler import DEAD_SUFFIX, Settler, pump_until
 from taskq.worker.shutdown import Signals
 
@@ -79,10 +79,10 @@ class Worker:
         app.merge_defaults()
         app.import_tasks()
         app.freeze()
-        spec = self._pool_spec()
-        self.pool_name, self.pool_caps = spec.name, spec.capabilities
-        self.slots = self._concurrency(spec.capabilities)
-        self._check_tasks(spec.capabilities)
+        self.pools = self._plan()
+        self.pool_name = "+".join(pool.spec.name for pool in self.pools)
+        self.inline = self.pools[0].capabilities.inline
+        self.slots = sum(pool.slots for pool in self.pools)
         app.plugins.worker_starting(self)
         self.transport = app.transport
         self.store = app.store
@@ -107,84 +107,49 @@ class Worker:
         self.carrier = Carrier(self)
         self.admission.may_run = self.carrier.may_run
         self.runtime = TaskRuntime(app, self.name)
-        options = app.config.plugin_options("pool", spec.name, spec.options)
-        config = PoolConfig(
-            concurrency=self.slots, options=options, name=self.name,
-            max_tasks_per_child=self.settings.max_tasks_per_child,
-            max_memory_per_child=self.settings.max_memory_per_child,
-        )  # fmt: skip
-        self.pool = app.plugins.create("pool", spec.name, config)
+        self.pool = self._make_pool()
         self.link = LinkServer(app)
-        self.engine = (
-            InlineEngine(self, self.pool) if spec.capabilities.inline else PoolEngine(self, self.pool, self.slots)
-        )
+        self.engine = InlineEngine(self, self.pool) if self.inline else PoolEngine(self, self.pool, self.slots)
         self.autoscale = Autoscale.of(self)
 
-    def _pool_spec(self) -> Any:
-        app, name = self.app, self.settings.pool
-        if name != "auto":
-            return app.plugins.select("pool", name)
-        wanted = ["asyncio"] if app.tasks and all(t.is_async for t in app.tasks.values()) else ["prefork"]
-        installed = {r.name for r in app.plugins.records("pool") if r.state not in (State.BLOCKED, State.CONFLICT)}
-        for candidate in [*wanted, "threads", "solo"]:
-            if candidate in installed:
-                return app.plugins.select("pool", candidate)
-        return app.plugins.select("pool", "threads")  # raises, with what to install
+    def _plan(self) -> list[PlannedPool]:
+        return plan_pools(self.app, self.settings)
 
-    def _concurrency(self, caps: PoolCapabilities) -> int:
-        asked = self.settings.concurrency
-        autoscale = self.settings.autoscale
-        if autoscale is not None and not caps.resize:
-            raise NotSupported(f"worker.autoscale needs a pool that can be resized; pool {self.pool_name} cannot")
-        if caps.max_concurrency is not None:
-            if asked is not None and asked > caps.max_concurrency:
-                raise NotSupported(
-                    f"pool {self.pool_name} runs {caps.max_concurrency} task at a time, not {asked}. "
-                    "Choose another pool (-P threads), or start several workers"
-                )
-            return caps.max_concurrency
-        if asked is not None:
-            return asked
-        return autoscale[0] if autoscale is not None else max(1, cpu_count())
-
-    def _check_tasks(self, caps: PoolCapabilities) -> None:
-        """Refuse what the pool cannot do for a task or setting, naming what to choose instead."""
-        app = self.app
-        if not app.tasks:
-            raise WorkerError(
-                f"application {app.name!r} has no tasks; import the modules that define them (include, or -A module)"
+    def _make_pool(self) -> Any:
+        """Make the one pool, or several that the engine sees as one."""
+        app, settings = self.app, self.settings
+        made = []
+        for planned in self.pools:
+            spec = planned.spec
+            recycles = spec.capabilities.recycle
+            config = PoolConfig(
+                concurrency=planned.slots,
+                options=app.config.plugin_options("pool", spec.name, spec.options),
+                name=self.name,
+                max_tasks_per_child=settings.max_tasks_per_child if recycles else None,
+                max_memory_per_child=settings.max_memory_per_child if recycles else None,
             )
-        problems = []
-        for task in app.tasks.values():
-            for label, limit, support in (
-                ("soft_time_limit", task.soft_time_limit, caps.soft_limit),
-                ("time_limit", task.time_limit, caps.hard_limit),
-            ):
-                if limit is None:
-                    continue
-                if support is Support.NO:
-                    problems.append(f"task {task.name} has {label}, which pool {self.pool_name} cannot keep")
-                elif not task.is_async and not caps.limits_sync:
-                    problems.append(
-                        f"task {task.name} has {label}, which pool {self.pool_name} keeps for async def tasks only"
-                    )
-            if task.pool is not None and task.pool != self.pool_name:
-                problems.append(
-                    f"task {task.name} asks for pool {task.pool!r}, this worker has {self.pool_name!r} only"
-                )
-            if task.is_async and caps.async_tasks is Support.NO:
-                problems.append(f"task {task.name} is async, which pool {self.pool_name} cannot run")
-        if not caps.recycle:
-            problems += [
-                f"worker.{label} is set, which pool {self.pool_name} cannot keep"
-                for label in ("max_tasks_per_child", "max_memory_per_child")
-                if getattr(self.settings, label) is not None
-            ]
-        if problems:
-            raise NotSupported("; ".join(problems) + ". Choose another pool with -P, or remove the option")
-        codec = app.codec
-        for content_type in app.settings.accept:
-            codec.reader(content_type)
+            made.append(app.plugins.create("pool", spec.name, config))
+        if len(made) == 1:
+            return made[0]
+        return PoolSet(list(zip(self.pools, made, strict=True)), self._route(), self._overflow)
+
+    def _overflow(self, jobs: Sequence[Job]) -> None:
+        if isinstance(self.engine, PoolEngine):  # always, where there are several pools
+            self.engine.overflow(jobs)
+
+    def _route(self) -> Callable[[Job], int]:
+        known: dict[tuple[str, str], int] = {}
+        app, pools = self.app, self.pools
+
+        def route(job: Job) -> int:
+            key = job.task, job.queue
+            index = known.get(key)
+            if index is None:
+                index = known[key] = pools.index(home(app, app.tasks[job.task], job.queue, pools))
+            return index
+
+        return route
 
     def _queues(self) -> list[Subscription]:
         names: Sequence[str] = self.settings.queues or self.app.queue_names()
@@ -397,16 +362,3 @@ class _NoSink:
     def request(self, data: bytes, reply: Callable[[bytes], None]) -> None:
         """Nobody asks: there is no child process."""
         raise NotSupported("an inline pool has no child processes")
-
-
-def cpu_count() -> int:
-    """Return the CPUs that this process may use: its affinity, limited by the cgroup's quota."""
-    count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    try:
-        with open("/sys/fs/cgroup/cpu.max") as file:
-            quota, period = file.read().split()
-        if quota != "max":
-            count = min(count, max(1, round(int(quota) / int(period))))
-    except (OSError, ValueError):
-        pass
-    return count
