@@ -26,7 +26,7 @@ class TestStandard(TransportSuite):
     slack_s = 3.0  # leases are whole seconds
     fault_options = {"timeout": 1.0, "connect_timeout": 1.0}  # noqa: RUF012
     skip_reasons = {  # noqa: RUF012
-        "test_delays_end_in_order_of_due_time": "its delays differ by less than a second; test_sqs.py has whole seconds",
+        "test_delays_end_in_order_of_due_time": "its delays differ by less than a second; see test_sqs.py",
         "test_close_hands_back_uncounted_and_in_order": "it takes the second delivery for the second message, which a "
         "standard queue does not promise; test_sqs.py has it without",
     }

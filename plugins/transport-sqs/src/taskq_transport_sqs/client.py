@@ -36,6 +36,8 @@ _ACCOUNT = re.compile(r"\d{12}\Z")
 _TRIES = 3
 _FIRST_PAUSE = 0.05
 _EMULATOR_REGION = "elasticmq"
+_NOBODY = "taskq"
+"""Credentials for emulators, which do not check them; boto would look for some all over the machine."""
 _MOST_CONNECTIONS = 200
 _NOT_FOUND = frozenset({"QueueDoesNotExist", "AWS.SimpleQueueService.NonExistentQueue"})
 _REFUSED = frozenset({
@@ -104,10 +106,12 @@ class Target:
                     f"{url} has credentials, which belong into boto's own configuration (environment, profile, role); "
                     "in a URL they are taken for emulators only"
                 )
-            self.key, self.secret = url.username or "taskq", url.password or "taskq"
+            self.key, self.secret = url.username or _NOBODY, url.password or _NOBODY
         elif emulator:
-            self.key = self.secret = "taskq"  # nobody checks them, and boto would look for some
-        self.name = f"SQS at {self.endpoint}" if self.endpoint else f"Amazon SQS in {self.region or 'the region of boto'}"
+            self.key = self.secret = _NOBODY
+        self.name = (
+            f"SQS at {self.endpoint}" if self.endpoint else f"Amazon SQS in {self.region or 'the region of boto'}"
+        )
 
     @property
     def is_amazon(self) -> bool:
@@ -184,15 +188,15 @@ class Client:
 
     # ----------------------------------------------------------------------------------------------------- calls
 
-    def call(self, operation: str, *, tries: int = _TRIES, **parameters: Any) -> Any:
-        """Call the server, at most ``tries`` times.
+    def call(self, operation: str, **parameters: Any) -> Any:
+        """Call the server, a few times where that may help.
 
         Raises:
             AuthenticationFailed, QueueMissing, ConnectionFailed: nothing was done.
             Ambiguous: it may have been done.
             TransportError: the server refused it.
         """
-        return self._repeat(getattr(self._quick, operation), operation, tries, parameters)
+        return self._repeat(getattr(self._quick, operation), operation, _TRIES, parameters)
 
     def poll(self, **parameters: Any) -> Any:
         """Receive messages; not repeated here, as the caller asks again anyway. Errors: as ``call``."""

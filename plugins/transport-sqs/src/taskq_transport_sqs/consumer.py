@@ -1,8 +1,8 @@
 """A consumer of the SQS transport.
 
 Nothing is pushed and a long poll cannot be called off, so polls run on threads of their own and feed buffers, which
-``fetch`` waits for. Each poll under way reserves what it may bring, and no more is asked for than a fetch has asked for:
-``wake`` frees the fetch alone, and what its polls bring afterwards stays held for the next one.
+``fetch`` waits for. Each poll under way reserves what it may bring, and no more is asked for than a fetch wanted.
+``wake`` frees the fetch alone; what its polls bring afterwards stays held for the next one.
 
 Of a FIFO queue's group the server hands out several messages at once. One is delivered, its successors are kept here,
 renewed and released along with it, and the next is delivered when it is settled.
@@ -52,7 +52,7 @@ _NOT_HELD = "not held: it was settled before, or its lease ended"
 class _Lane:
     """A subscribed queue: what was received of it and waits here, and the polls under way."""
 
-    __slots__ = ("active", "buffer", "groups", "level", "paused", "polls", "queue", "weight")
+    __slots__ = ("active", "attempts", "buffer", "groups", "level", "paused", "polls", "queue", "weight")
 
     def __init__(self, queue: Queue, weight: int) -> None:
         self.queue = queue
@@ -61,6 +61,8 @@ class _Lane:
         self.buffer: deque[Delivery] = deque()
         self.groups: dict[str, deque[Delivery]] = {}
         """Of each group that one message is out of: its successors."""
+        self.attempts: list[str] = []
+        """Ids of FIFO receives whose answers were lost."""
         self.polls = 0
         self.level = 1
         """Polls to have under way at once; grows while they come back full."""
@@ -101,6 +103,8 @@ class SqsConsumer:
         self._out_bytes = 0
         self._reserved = 0
         """What polls under way may bring."""
+        self._appetite = 0
+        """What the last fetch asked for and has not been given."""
         self._polling = 0
         self._quick = 0
         """Polls under way that do not wait for messages."""
@@ -155,6 +159,7 @@ class SqsConsumer:
     def fetch(self, limit: int, wait: float, *, ahead: int = 0) -> Fetched:
         self._check()
         end = time.monotonic() + wait
+        self._appetite = limit + ahead
         long = wait >= 1.0  # a long poll is a whole number of seconds
         asked = False
         pause, next_ask = _FIRST_PAUSE, 0.0
@@ -166,6 +171,7 @@ class SqsConsumer:
             now = time.monotonic()
             left = end - now
             if deliveries:
+                self._appetite -= len(deliveries)
                 if ahead and len(deliveries) >= limit:
                     self._ask(self._lanes, ahead, 0)
                 return Fetched(deliveries)
@@ -267,12 +273,7 @@ class SqsConsumer:
         now = time.monotonic()
         jobs = []
         with self._state:
-            room = min(want, self._credit - len(self._held)) - self._reserved
-            if self._held and self._bytes >= self._max_bytes:
-                room = 0
-            elif self._typical and self._max_bytes < _UNLIMITED:
-                fits = int((self._max_bytes - self._bytes) / self._typical)
-                room = min(room, max(fits, 0 if self._held else 1))
+            room = self._room(want)
             share = max(1, min(_BATCH, room // max(1, len(lanes))))
             for lane in lanes:
                 if lane.paused > now:
@@ -291,46 +292,80 @@ class SqsConsumer:
         return started
 
     def _poll(self, lane: _Lane, n: int, seconds: int) -> None:
-        """Receive messages; on a thread of its own."""
-        messages: Sequence[Any] = ()
-        problem: TransportError | None = None
-        try:
-            messages = self._receive(lane, n, seconds)
-        except TransportError as error:
-            problem = error
-        except BaseException as error:  # a thread has nobody else to tell
-            logger.exception("a poll of queue %s met an unexpected error", lane.queue.name)
-            problem = TransportError(f"a poll of queue {lane.queue.name!r} failed: {error!r}")
-        unwanted: list[Change] = []
+        """Receive messages, on a thread of its own; again while the queue gives and the last fetch wanted more."""
+        more: int | None = n
+        while more:
+            n = more
+            messages: Sequence[Any] = ()
+            problem: TransportError | None = None
+            try:
+                messages = self._receive(lane, n, seconds)
+            except TransportError as error:
+                problem = error
+            except BaseException as error:  # a thread has nobody else to tell
+                logger.exception("a poll of queue %s met an unexpected error", lane.queue.name)
+                problem = TransportError(f"a poll of queue {lane.queue.name!r} failed: {error!r}")
+            more, unwanted = self._received(lane, n, seconds, messages, problem)
+            seconds = 0
+            try:
+                if unwanted:
+                    self._hand_back(unwanted)
+            finally:
+                if not more:
+                    with self._state:
+                        self._polling -= 1
+                self._ring()
+
+    def _received(
+        self, lane: _Lane, n: int, seconds: int, messages: Sequence[Any], problem: TransportError | None
+    ) -> tuple[int, list[Change]]:
+        """Take note of what a poll brought; return how many to ask for next (0: end), and what must go back."""
         now = time.monotonic()
         with self._state:
-            lane.polls -= 1
             self._reserved -= n
             self._quick -= not seconds
+            more = 0
+            unwanted: list[Change] = []
             if problem is not None:
                 lane.paused = now + _AFTER_ERROR
                 lane.level = 1
                 if not self._closed:
                     self._error = problem
+            elif self._closed or not lane.active:
+                unwanted = [Change(lane.queue, m["ReceiptHandle"], 0) for m in reversed(messages)]
             else:
-                most = self._transport.options.connections
-                lane.level = min(lane.level + 1, most) if len(messages) >= n else 1 if not messages else lane.level
-                if self._closed or not lane.active:
-                    unwanted = [Change(lane.queue, m["ReceiptHandle"], 0) for m in reversed(messages)]
-                else:
-                    for message in messages:
-                        self._take_in(lane, message, now)
-        try:
-            if unwanted:
-                self._hand_back(unwanted)
-        finally:
-            with self._state:
-                self._polling -= 1
-            self._ring()
+                for message in messages:
+                    self._take_in(lane, message, now)
+                if not messages:
+                    lane.level = 1
+                elif len(messages) >= n:
+                    lane.level = min(lane.level + 1, self._transport.options.connections)
+                    if len(self._lanes) == 1:
+                        more = max(0, min(_BATCH, self._room(self._appetite - len(lane.buffer))))
+            if more:
+                self._reserved += more
+                self._quick += 1
+            else:
+                lane.polls -= 1
+        return more, unwanted
+
+    def _room(self, want: int) -> int:
+        """Return how many more may be asked for, within credit, bytes and what is wanted."""
+        room = min(want, self._credit - len(self._held)) - self._reserved
+        if self._held and self._bytes >= self._max_bytes:
+            return 0
+        if self._typical and self._max_bytes < _UNLIMITED:
+            fits = int((self._max_bytes - self._bytes) / self._typical)
+            room = min(room, max(fits, 0 if self._held else 1))
+        return room
 
     def _receive(self, lane: _Lane, n: int, seconds: int) -> Sequence[Any]:
         queue = lane.queue
-        more = {"ReceiveRequestAttemptId": uuid.uuid4().hex} if queue.fifo else {}
+        more = {}
+        if queue.fifo:
+            # the same id again after a lost answer brings the same messages, which would be hidden for a lease
+            attempt = lane.attempts.pop() if lane.attempts else uuid.uuid4().hex
+            more["ReceiveRequestAttemptId"] = attempt
         try:
             answer = self._client.poll(
                 QueueUrl=queue.url,
@@ -348,6 +383,10 @@ class SqsConsumer:
             lane.queue = queues.find(queue.name, ordered=queue.fifo)
             logger.warning("queue %s was deleted on %s; it is there again, empty", queue.name, self._client.target.name)
             return ()
+        except TransportError:
+            if queue.fifo:
+                lane.attempts.append(attempt)
+            raise
         found: Sequence[Any] = answer.get("Messages") or ()
         return found
 
@@ -497,8 +536,8 @@ class SqsConsumer:
                     continue
                 renew.append(Change(held.lane.queue, handle, self._lease))
                 if held.group is not None:
-                    for successor in held.lane.groups.get(held.group) or ():
-                        renew.append(Change(held.lane.queue, successor.receipt, self._lease))
+                    successors = held.lane.groups.get(held.group) or ()
+                    renew += [Change(held.lane.queue, d.receipt, self._lease) for d in successors]
             for lane in self._lanes:
                 # nobody has fetched these for a while: the worker is busy, and others may be free
                 while lane.buffer and (oldest := self._held.get(lane.buffer[-1].receipt)) is not None:

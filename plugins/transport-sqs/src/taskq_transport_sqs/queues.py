@@ -50,6 +50,8 @@ class Queues:
         self._caps = caps
         self._all_fifo = target.options.kind == "fifo"
         self._queues: dict[str, Queue] = {}
+        self._not_ours: set[str] = set()
+        """Queues that were declared with a mode which does not make them."""
         self._finding = threading.RLock()
 
     def find(self, queue: str, *, create: bool | None = None, ordered: bool = False) -> Queue:
@@ -65,7 +67,7 @@ class Queues:
         with self._finding:
             found = self._queues.get(queue) or self._look(queue)
             if found is None:
-                if not (self._options.create_queues if create is None else create):
+                if not (self._may_make(queue) if create is None else create):
                     raise QueueMissing(
                         f"{self._target.name} has no queue {queue!r} ({self._on_server(queue)}); create it there, or "
                         "let taskq do it (create_queues = true, declare = 'create')"
@@ -73,6 +75,9 @@ class Queues:
                 found = self._make(queue, self._wants_fifo(queue, ordered=ordered), {})
             self._queues[queue] = found
             return found
+
+    def _may_make(self, queue: str) -> bool:
+        return self._options.create_queues and queue not in self._not_ours
 
     def forget(self, queue: Queue) -> None:
         """Look a queue up again: the server said that it is gone."""
@@ -135,8 +140,8 @@ class Queues:
                 dead = self._queues[queue + _DEAD] = self._make(queue + _DEAD, fifo, {})
             if dead.fifo is not fifo:
                 raise NotSupported(
-                    f"queue {queue!r} and its dead letters in {queue + _DEAD!r} must both be FIFO, or both standard, for "
-                    "SQS to move messages there (max_receives); remove one of them or the option"
+                    f"queue {queue!r} and {queue + _DEAD!r} must both be FIFO, or both standard, for SQS to move "
+                    "messages there (max_receives); remove one of them or the option"
                 )
             answer = self._client().call("get_queue_attributes", QueueUrl=dead.url, AttributeNames=["QueueArn"])
             policy = {"deadLetterTargetArn": answer["Attributes"]["QueueArn"], "maxReceiveCount": receives}
@@ -150,6 +155,10 @@ class Queues:
             _check_options(spec)
             ordered = self._all_fifo or spec.ordered or names.is_fifo(spec.name)
             names.server_name(self._options.queue_prefix, spec.name, fifo=ordered)
+            if mode == "create":
+                self._not_ours.discard(spec.name)
+            else:
+                self._not_ours.add(spec.name)
             if mode == "none":
                 facts[spec.name] = self._facts(fifo=ordered, created=False)
                 continue
@@ -169,8 +178,8 @@ class Queues:
                     self._compare(client, found, spec)
                 if spec.ordered and not found.fifo:
                     raise NotSupported(
-                        f"queue {spec.name!r} is declared ordered, but there is a standard queue of this name: SQS cannot "
-                        "change that; delete it, or give the ordered queue another name"
+                        f"queue {spec.name!r} is declared ordered, but there is a standard queue of this name, which SQS "
+                        "cannot change; delete it, or give the ordered queue another name"
                     )
                 self._queues[spec.name] = found
             facts[spec.name] = self._facts(fifo=found.fifo, created=created)
@@ -185,6 +194,8 @@ class Queues:
         answer = client.call("get_queue_attributes", QueueUrl=found.url, AttributeNames=["All"])
         has = answer.get("Attributes", {})
         for option in spec.options:
+            have: str | None
+            want: str | None
             if option == "max_receives":
                 policy = json.loads(has.get("RedrivePolicy") or "{}")
                 have, want = str(policy.get("maxReceiveCount", "none")), str(spec.options[option])

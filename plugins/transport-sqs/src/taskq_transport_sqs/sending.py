@@ -85,8 +85,8 @@ def _entry(index: int, outbound: Outbound, queue: Queue) -> dict[str, Any]:
     """Return a message as the server takes it. Raises: NotSupported."""
     if len(outbound.payload) > MAX_PAYLOAD_BYTES:
         raise NotSupported(
-            f"the message has {len(outbound.payload):,} bytes; SQS takes {MAX_PAYLOAD_BYTES:,} at most ({MAX_MESSAGE_BYTES:,}"
-            " as base64 text): pass a reference to large data, not the data"
+            f"the message has {len(outbound.payload):,} bytes; SQS takes {MAX_PAYLOAD_BYTES:,} at most, which are "
+            f"{MAX_MESSAGE_BYTES:,} as base64 text: pass a reference to large data, not the data"
         )
     entry: dict[str, Any] = {"Id": str(index), "MessageBody": names.to_body(outbound.payload)}
     if queue.fifo:
@@ -101,7 +101,7 @@ def _entry(index: int, outbound: Outbound, queue: Queue) -> dict[str, Any]:
         entry["MessageGroupId"] = names.group_id(outbound.group) if outbound.group is not None else deduplication
         return entry
     if outbound.delay > MAX_DELAY_S:
-        raise NotSupported(f"a delay of {outbound.delay:g} s is beyond the {MAX_DELAY_S:g} s that SQS can hold a message")
+        raise NotSupported(f"a delay of {outbound.delay:g} s: SQS holds a message back for {MAX_DELAY_S:g} s at most")
     if outbound.delay > 0:
         entry["DelaySeconds"] = math.ceil(outbound.delay)
     if outbound.group is not None:
@@ -186,4 +186,3 @@ def _give_up(part: _Part, left: list[dict[str, Any]], error: TransportError, dou
 
 def _all_failed(part: _Part, reason: str, *, maybe: bool, retryable: bool) -> list[SendFailure]:
     return part.failures + [SendFailure(int(e["Id"]), reason, maybe, retryable) for e in part.entries]
-

@@ -63,8 +63,12 @@ class Settler:
                 else:
                     work += [[batch] for batch in batches]
         if work:
-            self._hands.each(lambda line: [self._batch(batch, outcome) for batch in line], work)
+            self._hands.each(lambda line: self._line(line, outcome), work)
         return outcome
+
+    def _line(self, batches: Sequence[Sequence[Change]], outcome: Changed) -> None:
+        for batch in batches:
+            self._batch(batch, outcome)
 
     def _batch(self, batch: Sequence[Change], outcome: Changed) -> None:
         left = dict(enumerate(batch))
