@@ -18,8 +18,8 @@ A contender's module has ACK, DURABILITY and NOTE (texts), RESULTS (whether it k
     send(count, *, bulk, results) -> None              enqueue no-op tasks; results: such whose result is stored
     call() -> None                                     enqueue one, wait for its result
 
-and, where needed, prepare(); server() -> list[str], a broker of its own at {port}, started before; submit(kind, arguments);
-QUEUES, the names to be removed from the server afterwards; SETTLE, seconds that its worker may take to store the last.
+and, where needed, prepare(); server() -> list[str], a broker of its own at port {port}, started before; submit(kind,
+arguments, pause); QUEUES, its names on the server, {name} being BENCH_NAME, for a look at a message.
 BENCH_URL is its broker, BENCH_NAME a name for its queue that nobody else has, BENCH_DIR its folder.
 """
 
