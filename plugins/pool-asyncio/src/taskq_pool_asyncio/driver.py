@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Coroutine, Generator
+from contextlib import suppress
 from contextvars import Context
 from sys import getrefcount
 from types import coroutine
@@ -66,15 +67,17 @@ class Run:
 
 
 @coroutine
-def steps(
-    lane: Any, run: Run, context: Context, waiting: Any
-) -> Generator[Any, Any, Outcome]:
+def steps(lane: Any, run: Run, context: Context, waiting: Any) -> Generator[Any, Any, Outcome]:
     """Go on with a job that waits for ``waiting``, in its own context."""
     job, send, throw = run.job, run.coroutine.send, run.coroutine.throw
     try:
         while True:
             try:
                 value = yield waiting
+            except GeneratorExit:  # its loop has ended
+                with suppress(RuntimeError):  # it resists that, too
+                    run.coroutine.close()
+                raise
             except BaseException as error:
                 lane.current = job
                 waiting = context.run(throw, error)

@@ -51,7 +51,9 @@ class Plan(Struct, frozen=True):
 class Lane:
     """One event loop on a thread of its own. Its attributes are changed on that thread, unless told otherwise."""
 
-    def __init__(self, pool: AsyncioPool, name: str, slots: int, new_loop: Callable[[], asyncio.AbstractEventLoop]) -> None:
+    def __init__(
+        self, pool: AsyncioPool, name: str, slots: int, new_loop: Callable[[], asyncio.AbstractEventLoop]
+    ) -> None:
         self.pool = pool
         self.slots = slots
         self.busy = 0
@@ -120,16 +122,17 @@ class Lane:
         wanted = min(len(self.pool.ready), self.slots - self.busy, self._burst) - self.drivers
         for _ in range(wanted):
             self.drivers += 1
-            driver = Driver(self._drive(), loop=self.loop, context=self.pool.context.copy())
+            box: list[Driver] = []  # asyncio.current_task() is slow before Python 3.12
+            driver = Driver(self._drive(box), loop=self.loop, context=self.pool.context.copy())
             driver.spoilt = False
+            box.append(driver)
 
-    async def _drive(self) -> None:
+    async def _drive(self, box: list[Driver]) -> None:
         """Run jobs until none is left, or one waits: then that one to its end."""
         pool, reports = self.pool, self.pool.reports
         take, begin, done = pool.ready.popleft, reports.begun.append, reports.done
         plans, execute, clock = pool.plans, pool.runtime.execute_async, monotonic
-        me = asyncio.current_task()
-        assert isinstance(me, Driver)
+        me = box.pop()
         references = me.references()
         now = clock()
         pause = now + FLUSH_S
@@ -138,7 +141,11 @@ class Lane:
                 job = take()
             except IndexError:
                 break
-            plan = plans.get(job.task) or pool.plan(job.task)
+            try:
+                plan = plans.get(job.task) or pool.plan(job.task)
+            except Exception as error:
+                reports.broken(job.key, error)
+                continue
             if not plan.is_async:
                 self.busy += 1
                 pool.crew.give(self, job)
@@ -174,6 +181,8 @@ class Lane:
             self._keep(run, plan)
             try:
                 outcome = await steps(self, run, context, waiting)
+            except GeneratorExit:
+                raise
             except BaseException as error:
                 self._let_go(run)
                 self._raised(run, error)
@@ -346,4 +355,3 @@ class Lane:
             if not task.done():
                 task._log_destroy_pending = False  # type: ignore[attr-defined]  # it was reported already
         loop.run_until_complete(loop.shutdown_asyncgens())
-

@@ -7,7 +7,7 @@ import traceback
 from types import FrameType
 from typing import Any, Final
 
-_OUTER: Final = ("taskq.", "taskq_pool_asyncio.")
+_OUTER: Final = ("taskq.runtime", "taskq.middleware", "taskq_pool_asyncio.")
 
 
 def stack_of(coroutine: Any) -> str:
@@ -23,10 +23,7 @@ def stack_of(coroutine: Any) -> str:
             if hasattr(waits, name):
                 waits = getattr(waits, name)
                 break
-    text = _format(frames)
-    if waits is not None and waits is not coroutine:
-        text += f"  waits for {waits!r}\n"
-    return text
+    return _format(frames)
 
 
 def stack_of_thread(ident: int | None) -> str | None:
