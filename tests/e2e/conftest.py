@@ -3,21 +3,17 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import pytest
 
 from taskq import TaskQ
+from tests.support.processes import Worker, environment, eventually
 
-T = TypeVar("T")
-PATIENCE = 20.0
 LEASE = 1.0
 
 TASKS = """
@@ -57,53 +53,6 @@ def exits(i):
     note("exits")
     sys.exit(5)
 """
-
-
-class Worker:
-    """A ``taskq worker`` process."""
-
-    def __init__(self, folder: Path, *options: str) -> None:
-        self.folder = folder
-        self.log = folder / f"worker-{len(list(folder.glob('worker-*')))}.log"
-        with self.log.open("wb") as log:
-            self.process = subprocess.Popen(
-                [sys.executable, "-m", "taskq", "-A", "tasks", "worker", *options],
-                cwd=folder, env=environment(folder), stdout=log, stderr=subprocess.STDOUT,
-            )  # fmt: skip
-
-    def ready(self) -> Worker:
-        """Wait until it takes messages."""
-        eventually(lambda: "ready" in self.output or self.process.poll() is not None, self)
-        assert self.process.poll() is None, self.output
-        return self
-
-    @property
-    def output(self) -> str:
-        return self.log.read_text()
-
-    def send(self, number: signal.Signals) -> None:
-        self.process.send_signal(number)
-
-    def wait(self) -> int:
-        """Return its exit code."""
-        try:
-            return self.process.wait(PATIENCE)
-        except subprocess.TimeoutExpired:
-            pytest.fail(f"the worker did not end:\n{self.output}")
-
-
-def eventually(look: Callable[[], T], context: Any = None) -> T:
-    deadline = time.monotonic() + PATIENCE
-    while not (value := look()):
-        if time.monotonic() > deadline:
-            pytest.fail(f"not within {PATIENCE:g} s\n{context.output if context is not None else ''}")
-        time.sleep(0.01)
-    return value
-
-
-def environment(folder: Path) -> dict[str, str]:
-    kept = {k: v for k, v in os.environ.items() if not k.startswith("TASKQ_")}
-    return {**kept, "PYTHONPATH": str(folder), "PYTHONUNBUFFERED": "1"}
 
 
 class Site:
@@ -160,7 +109,5 @@ def site(tmp_path: Path) -> Iterator[Site]:
     made = Site(tmp_path)
     yield made
     for worker in made.workers:
-        if worker.process.poll() is None:
-            worker.process.kill()
-        worker.process.wait(PATIENCE)
+        worker.end()
     made.app.close()

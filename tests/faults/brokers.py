@@ -1,0 +1,157 @@
+"""The brokers under test, one class each: how to start, kill and look into it.
+
+Another broker is one more class here and its name in BROKERS; the tests pick what fits by its attributes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import sqlite3
+from pathlib import Path
+from typing import Any, ClassVar
+
+from taskq.spi import parse_urls
+from tests.support.postgres_servers import OwnPostgreSQL
+from tests.support.redis_servers import OwnServer
+from tests.support.servers import SERVERS
+
+_KEPT = ("meta", "queue", "queues", "record", "result", "entry", "place", "due", "version")
+"""Tables that may hold rows when all work is done: declared names, results, coordination."""
+
+
+class Broker:
+    """A broker of one test's own."""
+
+    name: ClassVar[str]
+    server: ClassVar[str | None] = None
+    """Name in tests.support.servers, None where there is no server."""
+    full: ClassVar[bool] = False
+    """Whether `make test` runs the sizes of the issue; else they are smaller."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def url(self, port: int | None = None) -> str:
+        """The broker's URL; by another port where a proxy stands before it."""
+        raise NotImplementedError
+
+    def wrong_password(self) -> str:
+        """Ask for a password from now on, and return a URL with another, which contains ``not-the-secret``."""
+        raise NotImplementedError
+
+    def start(self) -> None:
+        """Start the server, with the data it had."""
+
+    def kill(self) -> None:
+        """kill -9."""
+
+    def close(self) -> None:
+        """Remove it."""
+
+    def address(self) -> tuple[str, int]:
+        """Host and port for a proxy."""
+        url = parse_urls(self.url())[0]
+        assert url.host
+        assert url.port
+        return url.host, url.port
+
+    def left(self) -> set[str]:
+        """What is left on the server of work that has ended."""
+        raise NotImplementedError
+
+
+def rows_left(counts: dict[str, int]) -> set[str]:
+    """Tables with rows that should have none."""
+    return {f"{n} rows in {name}" for name, n in counts.items() if n and name.rpartition("_")[2] not in _KEPT}
+
+
+class Sqlite(Broker):
+    name = "sqlite"
+    full = True
+
+    def url(self, port: int | None = None) -> str:
+        return f"sqlite:///{self.folder}/queue.db"
+
+    def left(self) -> set[str]:
+        with contextlib.closing(sqlite3.connect(self.folder / "queue.db")) as db:
+            names = [
+                n for (n,) in db.execute("SELECT name FROM sqlite_master WHERE type = 'table' AND name LIKE 'taskq%'")
+            ]
+            return rows_left({n: db.execute(f"SELECT count(*) FROM {n}").fetchone()[0] for n in names})
+
+
+class Redis(Broker):
+    name = "redis"
+    server = "valkey"
+    full = True
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(folder)
+        program = str(SERVERS["valkey"].program())
+        self.own = OwnServer(program, "--appendonly", "yes", "--appendfsync", "always")
+
+    def url(self, port: int | None = None) -> str:
+        return f"redis://127.0.0.1:{port or self.own.port}/0"
+
+    def wrong_password(self) -> str:
+        with self.own.client() as client:
+            client.config_set("requirepass", "right")
+        return self.url().replace("//", "//:not-the-secret@")
+
+    def start(self) -> None:
+        self.own.start()
+
+    def kill(self) -> None:
+        self.own.kill()
+
+    def close(self) -> None:
+        self.own.__exit__(None, None, None)
+
+    def left(self) -> set[str]:
+        with self.own.client() as client:
+            # results, and the bells of empty queues, end by themselves
+            names = {key.decode() for key in client.keys("*")} - {"taskq:queues"}
+            return {n for n in names if not n.startswith(("taskq:r:", "taskq:b:")) or client.pttl(n) < 0}
+
+
+class PostgreSQL(Broker):
+    name = "postgresql"
+    server = "postgresql"
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(folder)
+        self.own = OwnPostgreSQL()
+
+    def url(self, port: int | None = None) -> str:
+        return self.own.url().replace(f":{self.own.port}/", f":{port or self.own.port}/")
+
+    def wrong_password(self) -> str:
+        self.own.require_password("right")
+        self.kill()
+        self.start()
+        return self.own.url("taskq:not-the-secret")
+
+    def start(self) -> None:
+        self.own.start()
+
+    def kill(self) -> None:
+        self.own.kill()
+
+    def close(self) -> None:
+        self.own.__exit__(None, None, None)
+
+    def left(self) -> set[str]:
+        import psycopg
+
+        with psycopg.connect(self.own.url()) as db:
+            names = [n for (n,) in db.execute("SELECT tablename FROM pg_tables WHERE tablename LIKE 'taskq%'")]
+            counts: dict[str, Any] = {}
+            for n in names:
+                row = db.execute(f"SELECT count(*) FROM {n}").fetchone()  # type: ignore[arg-type]
+                counts[n] = row[0] if row else 0
+            return rows_left(counts)
+
+
+BROKERS: dict[str, type[Broker]] = {kind.name: kind for kind in (Sqlite, Redis, PostgreSQL)}
+SERVED = [name for name, kind in BROKERS.items() if kind.server]
+"""Those that can be away while their clients live."""
