@@ -8,11 +8,14 @@ import pickle  # noqa: S403, TID251 - reads what this program's own parent proce
 import signal
 import socket
 import sys
+import threading
 import traceback
 from collections import deque
 from time import monotonic
 from types import FrameType
 from typing import TYPE_CHECKING, Any, Final, NoReturn
+
+from msgspec import structs
 
 from taskq.errors import SoftTimeLimitExceeded, TaskCancelled, TaskInterrupted, TaskQError
 from taskq.message import FINISHED, RELEASED
@@ -81,6 +84,7 @@ class ChildProcess:
         self._inside: Job | None = None
         self._soft: float | None = None
         self._raised: BaseException | None = None
+        self._to_raise: BaseException | None = None
         self._softs: dict[str, float | None] = {}
         self._forked = False
         stat = os.fstat(data.fileno())
@@ -261,9 +265,11 @@ class ChildProcess:
         """Stage an end with a result; what is too large for the stage goes out at once."""
         try:
             data = encode(ended)
+        except UnicodeEncodeError:  # lone surrogates: names of files have them
+            data = encode(_readable(ended))
         except Exception as error:  # an outcome that is not plain data: the runtime's fault, not the task's
             reason = f"the runtime returned what cannot be sent: {type(error).__name__}: {error}"
-            data = encode(Ended(ended.key, ended.elapsed, None, (BROKE, reason)))
+            data = encode(_readable(Ended(ended.key, ended.elapsed, None, (BROKE, reason))))
         if self._offset + len(data) > _STAGE_BYTES:
             self._flush()
             if len(data) > _STAGE_BYTES:
@@ -316,21 +322,37 @@ class ChildProcess:
         if job is None:
             return
         slots = self._board.slots
+        requested = slots[REQUESTED]
         error: TaskQError
-        if slots[REQUESTED] != slots[ACTED] and slots[TARGET] == slots[STARTED]:
-            slots[ACTED] = slots[REQUESTED]
+        if requested != slots[ACTED] and slots[TARGET] == slots[STARTED]:
             if slots[WHY] == CANCEL:
                 error = TaskCancelled(f"task {job.task} was cancelled while it ran")
             else:
                 error = TaskInterrupted("the worker stops")
+            if self._strike(error, found):
+                slots[ACTED] = requested
         elif self._soft is not None and monotonic() - self._board.times[SINCE] >= self._soft * 0.999:
             error = SoftTimeLimitExceeded(f"task {job.task} ran longer than its soft time limit of {self._soft:g} s")
-            self._soft = None
-            signal.setitimer(signal.ITIMER_REAL, 0)
-        else:
-            return
-        self._raised = error
-        self._runtime.interrupt(error)
+            if self._strike(error, found):
+                self._soft = None
+                signal.setitimer(signal.ITIMER_REAL, 0)
+        if (raised := self._to_raise) is not None:
+            self._to_raise = None
+            self._raised = raised
+            self._runtime.interrupt(raised)
+
+    def _strike(self, error: TaskQError, found: FrameType | None) -> bool:
+        """Have the running task end by an error; False where now is not the moment, and the signal comes again."""
+        module = "" if found is None else found.f_globals.get("__name__", "")
+        if module == "selectors" or module.startswith("asyncio"):
+            # What is raised inside an event loop's own code may be swallowed, or break the loop: have it cancel instead.
+            self._raised = error
+            if self._runtime.interrupt(error, threading.get_ident()):
+                return True
+            if module != "selectors":
+                return False  # a loop that the task runs itself; it will be in the task's code, or wait
+        self._to_raise = error
+        return True
 
     # ------------------------------------------------------------------------------------------------ memory, forks
 
@@ -361,6 +383,20 @@ class ChildProcess:
             signal.signal(number, signal.SIG_DFL)
         signal.signal(signal.SIGINT, signal.default_int_handler)
         signal.signal(signal.SIGALRM, signal.SIG_DFL)
+
+
+def _text(text: str | None) -> str | None:
+    return None if text is None else text.encode(errors="backslashreplace").decode()
+
+
+def _readable(ended: Ended) -> Ended:
+    """Return an end whose texts can be encoded."""
+    outcome, fault = ended.outcome, ended.fault
+    if outcome is not None:
+        outcome = structs.replace(outcome, reason=_text(outcome.reason), detail=_text(outcome.detail))
+    if fault is not None:
+        fault = fault[0], _text(fault[1]) or ""
+    return Ended(ended.key, ended.elapsed, outcome, fault)
 
 
 _PAGE = os.sysconf("SC_PAGESIZE") if hasattr(os, "sysconf") else 4096

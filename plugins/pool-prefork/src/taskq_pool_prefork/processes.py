@@ -8,9 +8,7 @@ import sys
 from types import FrameType
 
 _PR_SET_PDEATHSIG = 1
-QUIET_SIGNALS = [
-    getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1") if hasattr(signal, name)
-]
+QUIET_SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1") if hasattr(signal, name)]
 """What the worker's process handles for all. A handler that does nothing, unlike SIG_IGN, is not inherited by programs
 that a task starts."""
 

@@ -405,5 +405,3 @@ class Supervisor(threading.Thread):
         self._selector.close()
         os.close(self._bell)
         os.close(self._ring)
-
-
