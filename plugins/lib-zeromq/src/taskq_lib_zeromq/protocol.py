@@ -121,16 +121,21 @@ class Demand(_Request, tag=6):
 
 
 class Settle(_Request, tag=7):
-    """Ends deliveries, on the settling connection; answered by ``Confirm``. Numbers rise by one per consumer."""
+    """Ends deliveries, on the settling connection. Numbers rise per consumer.
+
+    Answered by ``Confirm`` with ``answer``, or where something is lost or refused; the next ``Deliver`` or ``Confirm``
+    tells all the same that it is done.
+    """
 
     n: int
     acks: list[int]
     back: list[Settlement] = []
     commits: list[HubCommit] = []
+    answer: bool = False
 
 
 class Beat(_Request, tag=8):
-    """Renews a consumer's lease; answered by ``Confirm``."""
+    """Renews a consumer's lease, on the settling connection; answered by ``Confirm``. Numbers are negative."""
 
     n: int
 
@@ -303,12 +308,16 @@ class Deliver(_FromHub, tag=6):
     ended: list[int] = []
     priorities: list[int] = []
     groups: list[str | None] = []
+    settled: int = 0
+    """The last settlement that the hub has seen."""
 
 
 class Confirm(_FromHub, tag=7):
     """A settlement or beat is done; ``lost`` are the receipts that were not held. ``known`` False: attach again."""
 
     n: int
+    settled: int = 0
+    """The last settlement that the hub has seen."""
     lost: list[int] = []
     known: bool = True
     full: str = ""

@@ -37,6 +37,8 @@ _MOST_AT_ONCE = 4000
 _SETTLE_BYTES = 8 << 20
 _UNCONFIRMED = 32
 """Batches of settlements that may be under way."""
+_ASK_EVERY = 8
+"""How many batches may be open before the hub is asked to confirm one; mostly a delivery has told by then."""
 _SETTLE, _DEMAND = 7, 6
 _NOT_HELD = "not held: it was settled before, or the lease ended"
 _GONE = "the lease ended, or the hub was started anew, and the message was given back"
@@ -51,6 +53,8 @@ class _Batch(Struct):
     commits: list[Commit]
     entries: dict[int, Delivery]
     data: bytes = b""
+    explicit: bool = False
+    """The hub may refuse its records, so only an answer of its own confirms it."""
     refused: str = ""
 
 
@@ -265,6 +269,9 @@ class ZeroMQConsumer:
         if type(frame) is Deliver:
             if frame.n == self._asked:
                 self._asked = 0
+            if self._unconfirmed:
+                with self._state:
+                    self._settled_up_to(frame.settled)
             if frame.payloads:
                 self._take_in(frame)
         elif type(frame) is Gone or type(frame) is Reset:
@@ -385,7 +392,10 @@ class ZeroMQConsumer:
         with self._state:
             self._settle_n += 1
             n = self._settle_n
-            batch.data = encode((_SETTLE, n, batch.acks, batch.back, batch.commits))
+            welcome = self._settling.welcome
+            batch.explicit = bool(batch.commits) and (welcome is None or welcome.durable or not welcome.evicts)
+            answer = batch.explicit or len(self._unconfirmed) % _ASK_EVERY == _ASK_EVERY - 1
+            batch.data = encode((_SETTLE, n, batch.acks, batch.back, batch.commits, answer))
             self._unconfirmed[n] = batch
         return n
 
@@ -417,7 +427,11 @@ class ZeroMQConsumer:
         """
         end = time.monotonic() + (wait or self._transport.options.timeout)
         link = self._settling
+        asked = False
         while self._unconfirmed:
+            if not asked and len(self._unconfirmed) > most:
+                asked = True
+                link.send(encode(protocol.Beat(-link.number())))
             enough = len(self._unconfirmed) <= most
             left = 0.0 if enough else end - time.monotonic()
             if not link.poll(max(0.0, left), wakes=False):
@@ -438,20 +452,25 @@ class ZeroMQConsumer:
         if not frame.known:
             self._settling_attached = False
             return
-        if frame.n <= 0:
-            return
         with self._state:
-            batch = self._unconfirmed.pop(frame.n, None)
-            if batch is None:
-                return
-            if frame.full:
-                self._unconfirmed[frame.n] = batch
-                batch.refused = frame.full
-                return
-            if self._marks:
-                for receipt in batch.entries:
-                    self._marks.pop(receipt, None)
             self._losses += [Lost(receipt, _GONE) for receipt in frame.lost]
+            batch = self._unconfirmed.get(frame.n)
+            if batch is not None and frame.full:
+                batch.refused = frame.full
+            elif batch is not None:
+                batch.explicit = False
+            self._settled_up_to(frame.settled)
+
+    def _settled_up_to(self, number: int) -> None:
+        """Forget batches that the hub has seen; the state is locked."""
+        for n in list(self._unconfirmed):
+            if n > number:
+                break
+            if not self._unconfirmed[n].explicit:
+                batch = self._unconfirmed.pop(n)
+                if self._marks:
+                    for receipt in batch.entries:
+                        self._marks.pop(receipt, None)
 
     def _await_confirmation(self, n: int) -> None:
         """Wait until one batch is confirmed. Raises: TransportError."""

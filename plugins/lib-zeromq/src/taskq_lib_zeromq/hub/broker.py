@@ -143,6 +143,7 @@ class Broker:
                 return
             found = Deliver(n)
         found.n = n
+        found.settled = consumer.last_settle
         assert consumer.intake is not None
         self.out(consumer.intake, found)
 
@@ -154,6 +155,7 @@ class Broker:
         if found is None:
             return False
         found.n = consumer.want_n
+        found.settled = consumer.last_settle
         consumer.want = 0
         self.parked -= 1
         self.out(consumer.intake, found)

@@ -201,11 +201,11 @@ class Hub:
         broker, out = self.broker, self._out
         journal = self._journal
         receive = self._router.recv_multipart
+        more, poll = [(self._router, zmq.POLLIN)], zmq.zmq_poll
         for _ in range(_AT_ONCE):
-            try:
-                frames = receive(zmq.NOBLOCK)
-            except zmq.Again:
+            if not poll(more, 0):  # cheaper than the exception when there is nothing
                 break
+            frames = receive(zmq.NOBLOCK)
             broker.now = time.monotonic()
             if len(frames) == 2:
                 self._handle(frames[0], frames[1])
@@ -230,12 +230,13 @@ class Hub:
         if self._journal is not None and not self._write_journal(self._journal):
             return
         out = self._out
-        send = self._router.send_multipart
+        send = self._router.send
         while out:
             batch, self._out = out, []
             for connection, what in batch:
                 try:
-                    send((connection, encode(what)), zmq.NOBLOCK)
+                    send(connection, zmq.SNDMORE | zmq.NOBLOCK)
+                    send(encode(what), zmq.NOBLOCK)
                 except zmq.ZMQError:
                     self._unreachable(connection, what)
             out = self._out
@@ -378,7 +379,8 @@ class Hub:
         consumer = self.broker.connections.get(connection)
         if consumer is not None:
             self.broker.beat(consumer)
-        self._say(connection, Confirm(request.n, known=consumer is not None))
+        settled = consumer.last_settle if consumer is not None else 0
+        self._say(connection, Confirm(request.n, settled, known=consumer is not None))
 
     def _settle(self, connection: bytes, request: protocol.Settle) -> None:
         consumer = self.broker.connections.get(connection)
@@ -386,7 +388,7 @@ class Hub:
             self._say(connection, Confirm(request.n, known=False))
             return
         if request.n <= consumer.last_settle:
-            self._say(connection, Confirm(request.n))
+            self._say(connection, Confirm(request.n, consumer.last_settle))
             return
         acks, back = request.acks, request.back
         commits = request.commits
@@ -395,7 +397,8 @@ class Hub:
             full = self.results.full(records, time.time()) if records else ""
             if full or (self._broken and records):
                 consumer.last_settle = request.n
-                self._say(connection, Confirm(request.n, full=full or f"its journal cannot be written: {self._broken}"))
+                full = full or f"its journal cannot be written: {self._broken}"
+                self._say(connection, Confirm(request.n, request.n, full=full))
                 return
             acks, back = [*acks], [*back]
             held = consumer.held
@@ -414,7 +417,8 @@ class Hub:
                 self.broker.send(follow_ups)
         consumer.last_settle = request.n
         lost = self.broker.settle(consumer, acks, back)
-        self._say(connection, Confirm(request.n, lost))
+        if lost or request.answer:
+            self._say(connection, Confirm(request.n, request.n, lost))
         self.broker.served(consumer)
 
     # ------------------------------------------------------------------------------------------------- the rest
