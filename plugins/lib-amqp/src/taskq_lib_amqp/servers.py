@@ -22,6 +22,8 @@ class Errors:
     """The connection broke, or no answer came."""
     refused: type[TaskQError]
     """The server refuses user, password, virtual host or rights; repeating is pointless."""
+    full: type[TaskQError]
+    """The server takes no messages, for want of memory or disk; nothing was done."""
 
 
 class ServerOptions(Protocol):

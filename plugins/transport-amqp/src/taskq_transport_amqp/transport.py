@@ -16,20 +16,21 @@ from taskq.errors import (
     ConnectionLost,
     NotSupported,
     QueueMissing,
+    StorageFull,
     TransportClosed,
     TransportError,
 )
 from taskq.message import Outbound, QueueFacts, QueueSpec, QueueStats, SendFailure
 from taskq.spi import Capabilities, DeclareMode, TransportConfig
 from taskq_lib_amqp.link import Channel, ChannelClosed, Keeper, Link, connect
+from taskq_lib_amqp.publisher import Item, Publisher, Refused
 from taskq_lib_amqp.servers import Errors, make_target
 from taskq_transport_amqp import delays
 from taskq_transport_amqp.consumer import AmqpConsumer
 from taskq_transport_amqp.options import CLASSIC, AmqpOptions, capabilities
-from taskq_transport_amqp.publisher import Item, Publisher, Refused
 from taskq_transport_amqp.queues import QueuePlan
 
-ERRORS = Errors(ConnectionFailed, ConnectionLost, AuthenticationFailed)
+ERRORS = Errors(ConnectionFailed, ConnectionLost, AuthenticationFailed, StorageFull)
 T = TypeVar("T")
 
 

@@ -10,11 +10,12 @@ from typing import Any
 import pika.spec as spec
 from msgspec import Struct
 
-from taskq.errors import StorageFull, TransportError
+from taskq.errors import TaskQError
 from taskq_lib_amqp import wire
 from taskq_lib_amqp.link import Channel, ChannelClosed, Keeper, Link
 
 _CHUNK_BYTES = 1 << 16
+_KNOWN_HEADS = 10_000
 _WINDOW = 4000
 """Most messages that wait for their confirms; the server's answers must fit into the socket's buffers."""
 
@@ -43,8 +44,9 @@ class Refused(Struct, gc=False):
 class PublishChannel(Channel):
     """A channel in confirm mode, and how far the server has answered."""
 
-    def __init__(self, link: Link, number: int) -> None:
+    def __init__(self, link: Link, number: int, *, lasting: bool) -> None:
         super().__init__(link, number)
+        self.lasting = lasting
         self.next = 1
         self.confirmed = 0
         """All tags up to here are answered."""
@@ -61,9 +63,10 @@ class PublishChannel(Channel):
         """Return the first frame of messages that go there."""
         known = self._heads.get((exchange, key))
         if known is None:
-            if len(self._heads) > 10_000:  # keys may be made of data
+            if len(self._heads) > _KNOWN_HEADS:  # keys may be made of data
                 self._heads.clear()
-            known = self._heads[exchange, key] = wire.publish_frame(self.number, exchange, key)
+            known = wire.publish_frame(self.number, exchange, key, mandatory=self.lasting)
+            self._heads[exchange, key] = known
         return known
 
     def on_confirm(self, tag: int, multiple: bool, accepted: bool) -> None:
@@ -94,8 +97,10 @@ class PublishChannel(Channel):
 class Publisher:
     """Publishes from any thread, over one connection that is made at first use and again after it broke."""
 
-    def __init__(self, connect: Callable[[], Link], keeper: Keeper) -> None:
+    def __init__(self, connect: Callable[[], Link], keeper: Keeper, *, lasting: bool = True) -> None:
+        """``lasting``: messages survive a restart of the server, and one that no queue takes is refused."""
         self._connect = connect
+        self._lasting = lasting
         self._keeper = keeper
         self._turn = threading.Lock()
         """Held while tags are given out and bytes are written, never while confirms are waited for alone."""
@@ -108,11 +113,20 @@ class Publisher:
             self._keeper.remove(channel.link)
             channel.link.close(timeout)
 
+    def ping(self) -> None:
+        """Make sure that the server is there. Raises: the target's typed errors."""
+        with self._turn:
+            channel = self._ready()
+        try:
+            channel.ask(spec.Channel.Flow(True))
+        except ChannelClosed as closed:
+            raise channel.link.target.errors.lost(f"{channel.link.name} closed the channel: {closed}") from closed
+
     def publish(self, items: Sequence[Item]) -> list[Refused]:
         """Publish and wait until each message is answered for; return those that were not accepted.
 
         Raises:
-            TransportError: nothing was sent.
+            The target's typed errors: nothing was sent.
         """
         with self._turn:
             channel = self._ready()
@@ -133,11 +147,11 @@ class Publisher:
             self._drop(channel)
         link = self._connect()
         try:
-            channel = PublishChannel(link, 1)
+            channel = PublishChannel(link, 1, lasting=self._lasting)
             channel.open()
         except ChannelClosed as closed:
             link.close()
-            raise TransportError(f"{link.name} does not confirm messages: {closed}") from closed
+            raise link.target.errors.refused(f"{link.name} does not confirm messages: {closed}") from closed
         except BaseException:
             link.close()
             raise
@@ -146,12 +160,12 @@ class Publisher:
         return channel
 
     def _unblocked(self, link: Link) -> None:
-        """Wait for a server that takes no messages. Raises: StorageFull."""
+        """Wait for a server that takes no messages. Raises: the side's error for a full server."""
         if link.blocked is None:
             return
         why = link.blocked
         if not link.wait(lambda: link.blocked is None, link.target.timeout):
-            raise StorageFull(
+            raise link.target.errors.full(
                 f"{link.name} takes no messages: {why}; nothing was sent. Free memory or disk on the server, or let "
                 "workers empty the queues"
             )
@@ -173,7 +187,9 @@ class Publisher:
                 name = item.id.encode()
                 if len(name) > 255:
                     name = blake2b(name).hexdigest().encode()
-                content = wire.content_frames(number, item.payload, name, item.priority, frame_max)
+                content = wire.content_frames(
+                    number, item.payload, name, item.priority, frame_max, persistent=self._lasting
+                )
                 parts += (head(item.exchange, item.key), content)
                 size += len(content)
                 waiting += 1
@@ -190,7 +206,7 @@ class Publisher:
             if parts:
                 channel.next += waiting
                 link.write(b"".join(parts))
-        except TransportError as error:
+        except TaskQError as error:
             return error
         return None
 
@@ -202,7 +218,7 @@ class Publisher:
             before = channel.confirmed
             try:
                 ready = link.wait(lambda: channel.confirmed >= tag or channel.closed is not None, timeout)
-            except TransportError as error:
+            except TaskQError as error:
                 return error
             if channel.closed is not None and channel.confirmed < tag:
                 return channel.closed

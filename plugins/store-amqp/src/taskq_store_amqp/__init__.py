@@ -1,0 +1,1 @@
+"""RabbitMQ as a way for results of taskq back to their caller."""
