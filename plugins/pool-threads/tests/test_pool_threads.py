@@ -11,7 +11,7 @@ import time
 import pytest
 
 from taskq.errors import ConfigError, WorkerError
-from taskq.spi import DONE, Finished, Job, NoOptions, Outcome, PoolConfig
+from taskq.spi import DONE, Finished, Job, NoOptions, Outcome, PoolConfig, TaskLimits
 from taskq_pool_threads import pool as driver
 from taskq_pool_threads.plugin import taskq_pool
 
@@ -31,6 +31,12 @@ class FakeRuntime:
         if job.key in self.events:
             assert self.events[job.key].wait(PATIENCE_S)
         return SUCCESS
+
+    def limits(self, task):
+        return TaskLimits()
+
+    def is_async(self, task):
+        return False
 
 
 class FakeSink:
@@ -136,6 +142,8 @@ def test_a_stuck_task_does_not_keep_the_process_from_ending():
         "from taskq_pool_threads.plugin import taskq_pool\n"
         "class Runtime:\n"
         "    def execute(self, job): runs.set(); time.sleep(600)\n"
+        "    def limits(self, task): return TaskLimits()\n"
+        "    def is_async(self, task): return False\n"
         "class Sink:\n"
         "    def started(self, keys): pass\n"
         "pool = taskq_pool('threads').factory(PoolConfig(concurrency=1, options=None))\n"

@@ -6,10 +6,13 @@ from taskq.spi import Pool, PoolCapabilities, PoolConfig, PoolSpec, Support, hoo
 
 CAPABILITIES = PoolCapabilities(
     async_tasks=Support.EMULATED,
+    soft_limit=Support.EMULATED,
+    cancel_running=Support.EMULATED,
     resize=True,
     notes=(
         "An async def task occupies a thread and runs there to its end.",
-        "A running task cannot be stopped from outside; time limits need a pool that declares them.",
+        "Soft limits and cancelling raise an exception on the task's thread: in C code (a query, a sleep) at its end.",
+        "Nothing ends a task that does not give way: hard limits need a pool of processes.",
         "Threads share one interpreter: tasks that compute do not run faster than on one thread.",
     ),
 )

@@ -4,21 +4,36 @@ One deque holds what has not started; every thread takes one job at a time from 
 lock. So nothing ever waits behind a slow job while a thread is free, and what is unstarted can be taken back from the
 right at any moment. What goes in batches is the rest: waking threads (as many as the work is worth, by the run times
 seen) and reporting to the sink. A watcher thread, which sleeps unless needed, reports for threads that got stuck in a
-long job, and wakes further threads when the estimate was too low.
+long job, wakes further threads when the estimate was too low, and looks after time limits.
+
+A running task is ended by an exception that the interpreter raises on its thread. That a strike never hits the next job
+is ensured without a lock per job: who strikes notes so on the thread and then looks whether the job is still there; who
+ends a job takes it off the thread and then looks for the note. One of the two sees the other.
 """
 
 from __future__ import annotations
 
 import logging
+import sys
 import threading
+import traceback
 from collections import deque
 from collections.abc import Callable, Sequence
 from itertools import islice
 from time import monotonic, perf_counter
 from typing import Any, Final, TypeVar
 
-from taskq.errors import ConfigError, TaskInterrupted, WorkerError
-from taskq.spi import RELEASED, Finished, Job, Outcome, PoolConfig, PoolSink, Runtime
+from taskq.errors import (
+    ConfigError,
+    SoftTimeLimitExceeded,
+    TaskCancelled,
+    TaskInterrupted,
+    TaskQError,
+    TaskRevoked,
+    WorkerError,
+)
+from taskq.spi import RELEASED, Finished, Job, Outcome, PoolConfig, PoolSink, Running, Runtime
+from taskq_pool_threads.striking import raise_in
 
 T = TypeVar("T")
 log = logging.getLogger("taskq.pool.threads")
@@ -33,6 +48,12 @@ AHEAD_S: Final = 0.05
 """Work that is accepted beyond the free slots, so that no slot idles while the worker fetches more."""
 AHEAD_JOBS: Final = 1024
 """Most jobs accepted beyond the slots."""
+GIVE_WAY_S: Final = 1.0
+"""Time that a task has after its interruption when the pool stops."""
+
+
+class _Struck(BaseException):
+    """The job has ended by itself, but somebody was about to end it."""
 
 
 class _Thread(threading.Thread):
@@ -45,6 +66,13 @@ class _Thread(threading.Thread):
         gate.acquire()
         self.sleep = gate.acquire
         self.wake = gate.release
+        self.job: Job | None = None
+        """What runs here now, and may be struck."""
+        self.since = 0.0
+        self.struck = False
+        """Whether somebody strikes, or has struck, since this was last looked at."""
+        self.told: tuple[Job | None, set[type[BaseException]]] = (None, set())
+        """What a job was struck with: once with each error."""
 
     def run(self) -> None:
         self._body(self)
@@ -64,6 +92,7 @@ class ThreadsPool:
             )
         self._name = config.name
         self._slots = config.concurrency
+        self._runtime: Runtime
         self._execute: Callable[[Job], Outcome]
         self._sink: PoolSink
         self._ready: deque[Job] = deque()
@@ -77,6 +106,9 @@ class ThreadsPool:
         self._report = threading.Lock()  # held while the sink is called, so that "started" comes before "finished"
         self._change = threading.Lock()  # guards what follows, and the order of _ready
         self._threads: set[_Thread] = set()
+        self._strikes = threading.Lock()  # held while a thread is struck, and while it calms down
+        self._again: deque[tuple[_Thread, Job, type[BaseException]]] = deque()
+        self._soft: dict[str, float | None] = {}
         self._surplus = 0  # threads that are to end
         self._number = 0
         self._accepting = False
@@ -95,7 +127,7 @@ class ThreadsPool:
         with self._change:
             if self._watcher is not None or self._stopping:
                 raise WorkerError("The threads pool was started twice; make a new pool for a new start.")
-            self._execute = runtime.execute
+            self._runtime, self._execute = runtime, runtime.execute
             self._sink = sink
             self._watcher = threading.Thread(target=self._watch, name=f"{self._name}-pool-watcher", daemon=True)
             try:
@@ -167,7 +199,10 @@ class ThreadsPool:
         return self._slots
 
     def cancel(self, keys: Sequence[int], *, hard: bool = False) -> Sequence[int]:
-        """Take unstarted jobs out and report them as returned; running ones cannot be stopped."""
+        """Take unstarted jobs out and report them as returned; raise TaskCancelled in running ones, once.
+
+        ``hard`` makes no difference: a task may catch it.
+        """
         wanted = set(keys)
         with self._change:
             kept, cancelled = [], []
@@ -181,10 +216,32 @@ class ThreadsPool:
         self._wake_some()  # a thread may have looked while the deque was empty
         if cancelled:
             self._tell(self._sink.returned, cancelled)
+        for thread in list(self._threads):
+            running = thread.job
+            if running is not None and running.key in wanted and self._strike(thread, running, TaskCancelled):
+                cancelled.append(running.key)
         return cancelled
 
+    def running(self, *, stacks: bool = False) -> Sequence[Running]:
+        """Return the jobs that run now, the oldest first."""
+        frames = sys._current_frames() if stacks else {}
+        offset = monotonic() - perf_counter()
+        found = []
+        for thread in list(self._threads):
+            job = thread.job
+            if job is None:
+                continue
+            since, frame = thread.since + offset, frames.get(thread.ident or 0)
+            stack = None if frame is None else "".join(traceback.format_stack(frame))
+            if thread.job is job:
+                found.append(Running(job.key, since, thread.name, stack))
+        return sorted(found, key=lambda one: one.since)
+
     def stop(self, deadline: float) -> Sequence[int]:
-        """Return unstarted jobs to the sink at once, wait for the running ones, and give the keys of the rest."""
+        """Return unstarted jobs to the sink at once, wait for the running ones, interrupt them at the deadline.
+
+        Return the keys of those that have not given way a second later.
+        """
         with self._change:
             self._accepting = False
             self._stopping = True
@@ -193,8 +250,12 @@ class ThreadsPool:
         if unstarted:
             self._tell(self._sink.returned, unstarted)
         self._wake(len(self._threads))
+        self._join(deadline)
         for thread in list(self._threads):
-            thread.join(max(0.0, deadline - monotonic()))
+            running = thread.job
+            if running is not None:
+                self._strike(thread, running, TaskInterrupted)
+        self._join(max(deadline, monotonic()) + GIVE_WAY_S)
         patience = max(1.0, deadline - monotonic())  # a sink that hangs must not keep the worker from stopping
         reporting = self._report.acquire(timeout=patience)
         if reporting:
@@ -209,6 +270,10 @@ class ThreadsPool:
         if self._watcher is not None:
             self._watcher.join(1.0)
         return self._unfinished
+
+    def _join(self, deadline: float) -> None:
+        for thread in list(self._threads):
+            thread.join(max(0.0, deadline - monotonic()))
 
     # --------------------------------------------------------------------------------------------- the threads' side
 
@@ -232,19 +297,50 @@ class ThreadsPool:
             if now - self._flushed >= FLUSH_S or len(done) >= FLUSH_JOBS:
                 self._flush()
                 now = clock()
-            elif not self._watching:
-                self._call_watcher()
-            before = now
+            me.since = before = now
+            outcome = None
             try:
-                outcome = execute(job)
-            except TaskInterrupted:
-                outcome = Outcome(RELEASED, "QUEUED", terminal=False)
+                me.job = job  # before the watcher is called, who looks here; from now on it may be struck
+                outcome = execute(job) if self._watching else self._execute_watched(job)
+                me.job = None
+                if me.struck:
+                    raise _Struck
             except BaseException as error:  # SystemExit, too: the thread must go on
-                self._broken_runtime(job, error)
-                now = clock()
-                continue
+                me.job = None  # nobody strikes any more; what is under way can hit in at most two more places
+                try:
+                    self._calm(me)
+                except BaseException:
+                    try:
+                        self._calm(me)
+                    except BaseException:
+                        self._calm(me)
+                if outcome is None and (outcome := self._verdict(job, error)) is None:
+                    now = clock()
+                    continue
             now = clock()  # one look at the clock per job: the end of one is the start of the next
             end(Finished(job.key, outcome, now - before))
+
+    def _execute_watched(self, job: Job) -> Outcome:
+        self._call_watcher()
+        return self._execute(job)
+
+    def _calm(self, me: _Thread) -> None:
+        """Make sure that nothing is raised on this thread any more that was meant for the job before."""
+        with self._strikes:
+            raise_in(me.ident, None)
+            me.struck = False
+
+    def _verdict(self, job: Job, error: BaseException) -> Outcome | None:
+        """Return the outcome of a job that an exception ended outside its task, or report it and return None."""
+        if isinstance(error, TaskInterrupted):
+            return Outcome(RELEASED, "QUEUED", terminal=False)
+        if isinstance(error, TaskCancelled):
+            self._aborted(job, TaskRevoked(f"task {job.task} was cancelled while it ran"))
+        elif isinstance(error, SoftTimeLimitExceeded):
+            self._aborted(job, SoftTimeLimitExceeded(f"task {job.task} ran past its soft limit"))
+        else:
+            self._broken_runtime(job, error)
+        return None
 
     def _rest(self, me: _Thread) -> None:
         """Sleep until woken. Whoever adds jobs looks at the idle stack after that, hence this order here."""
@@ -285,6 +381,57 @@ class ThreadsPool:
         except IndexError:
             return jobs
 
+    # ---------------------------------------------------------------------------------------------- striking
+
+    def _strike(self, thread: _Thread, job: Job, error: type[BaseException]) -> bool:
+        """Raise an error in a job, once; whether it still ran."""
+        with self._strikes:
+            if thread.told[0] is not job:
+                thread.told = (job, set())
+            elif error in thread.told[1]:
+                return thread.job is job
+            thread.struck = True
+            if thread.job is not job:
+                return False
+            if self._runtime.is_async(job.task):
+                # never by an exception out of the blue: it could leave the thread's event loop in any state
+                text = f"task {job.task} ran past its soft limit" if error is SoftTimeLimitExceeded else ""
+                if not self._runtime.interrupt(error(text), thread.ident):
+                    self._again.append((thread, job, error))  # its coroutine is not yet there, or has just ended
+                    self._call_watcher()
+                    return True
+            else:
+                raise_in(thread.ident, error)
+            thread.told[1].add(error)
+        self._call_watcher()  # the job may have been calling it when it was struck
+        return True
+
+    def _soft_limit(self, task: str) -> float | None:
+        try:
+            return self._soft[task]
+        except KeyError:
+            soft = self._soft[task] = self._runtime.limits(task).soft
+            return soft
+
+    def _keep_limits(self) -> float | None:
+        """Strike what runs past its soft limit, and what could not be struck before.
+
+        Return the seconds until the next limit passes, None without any.
+        """
+        nearest = None
+        for _ in range(len(self._again)):
+            self._strike(*self._again.popleft())
+        for thread in list(self._threads):
+            job = thread.job
+            if job is None or (soft := self._soft_limit(job.task)) is None:
+                continue
+            left = thread.since + soft - perf_counter()
+            if left <= 0.0:
+                self._strike(thread, job, SoftTimeLimitExceeded)
+            elif nearest is None or left < nearest:
+                nearest = left
+        return nearest
+
     # ---------------------------------------------------------------------------------------------- waking
 
     def _wake_some(self) -> None:
@@ -314,14 +461,18 @@ class ThreadsPool:
         self._alarm.set()
 
     def _watch(self) -> None:
-        """Look after the pool every 5 ms while somebody may be waiting: for a report, or for a thread to be woken."""
+        """Look after the pool every 5 ms while somebody may be waiting: for a report, or for a thread to be woken.
+
+        In between, sleep until a time limit passes.
+        """
         while not self._end.is_set():
-            self._alarm.wait()
+            self._alarm.wait(self._keep_limits())
             self._alarm.clear()
             while not self._end.wait(FLUSH_S):
                 self._flush()
                 if self._ready and self._idle and perf_counter() - self._popped > FLUSH_S / 2:
                     self._wake(len(self._ready))  # those awake are stuck in long jobs
+                self._keep_limits()
                 if not self._unattended():
                     self._watching = False
                     if not self._unattended():  # else: it came while nobody could call
@@ -329,7 +480,7 @@ class ThreadsPool:
                     self._watching = True
 
     def _unattended(self) -> bool:
-        return bool(self._done or self._begun or (self._ready and self._idle))
+        return bool(self._done or self._begun or self._again or (self._ready and self._idle))
 
     # ---------------------------------------------------------------------------------------------- reporting
 
@@ -370,6 +521,13 @@ class ThreadsPool:
                 self._held.discard(job.key)
                 reason = f"the runtime raised {type(error).__name__}: {error}, which it never may"
                 self._tell(self._sink.crashed, [job.key], [], reason)
+
+    def _aborted(self, job: Job, error: TaskQError) -> None:
+        with self._report:
+            self._deliver()
+            if not self._closed:
+                self._held.discard(job.key)
+                self._tell(self._sink.aborted, [job.key], error)
 
     def _tell(self, method: Callable[..., None], *arguments: Any) -> None:
         try:
