@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from pathlib import Path
+
 import pytest
 
 from taskq.spi import Url, parse_urls
@@ -10,6 +13,7 @@ from taskq_lib_zeromq import protocol
 from taskq_lib_zeromq.link import Link, make_target
 from taskq_transport_zeromq.options import ZeroMQOptions
 from taskq_transport_zeromq.transport import ERRORS
+from tests.support.zeromq_hubs import HubForge
 
 
 def keys(url: str) -> set[str]:
@@ -36,6 +40,21 @@ class TestConformance(OnAHub):
     @pytest.fixture
     def url(self, zeromq_url: str) -> str:
         return zeromq_url
+
+
+@pytest.fixture
+def durable_url(zeromq_hubs: HubForge, tmp_path: Path) -> Iterator[str]:
+    hub = zeromq_hubs.start(journal=str(tmp_path / "journal"), results_full="refuse")
+    yield hub.url
+    hub.kill()
+
+
+class TestWithAJournal(OnAHub):
+    random_s = 2.0
+
+    @pytest.fixture
+    def url(self, durable_url: str) -> str:
+        return durable_url
 
 
 class TestPackaging(PackagingSuite):

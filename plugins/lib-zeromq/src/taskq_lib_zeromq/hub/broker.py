@@ -42,6 +42,10 @@ class Broker:
         self.now = 0.0
         """The monotonic time of the turn that is under way, set by the server."""
 
+    def restored(self, last: int) -> None:
+        """Go on counting after what a journal told of."""
+        self._seq = last
+
     # ---------------------------------------------------------------------------------------------------- queues
 
     def queue(self, name: str) -> Queue:
@@ -49,6 +53,8 @@ class Broker:
         found = self.queues.get(name)
         if found is None:
             found = self.queues[name] = Queue(name)
+            if self.journal is not None:
+                self.journal.declared([name])
         return found
 
     def declare(self, names: Iterable[str], ordered: Iterable[str]) -> list[str]:
@@ -62,10 +68,8 @@ class Broker:
             queue = self.queue(name)
             if not queue.ordered:
                 queue.make_ordered(m for c in self.consumers.values() for m in c.held.values() if m.queue == name)
-            if self.journal is not None:
-                self.journal.ordered(name)
-        if made and self.journal is not None:
-            self.journal.declared(made)
+                if self.journal is not None:
+                    self.journal.ordered(name)
         return made
 
     def send(self, batch: Sequence[Message]) -> list[tuple[int, str]]:
@@ -88,7 +92,7 @@ class Broker:
             message.seq = seq
             message.ended = 0
             if message.delay > 0:
-                self._delay(queue, message, now + message.delay)
+                self.delay(queue, message, now + message.delay)
                 continue
             message.at = now
             if queue.ordered:
@@ -104,7 +108,8 @@ class Broker:
             self._filled(queue)
         return refused
 
-    def _delay(self, queue: Queue, message: Message, due: float, *, keeps_group: bool = False) -> None:
+    def delay(self, queue: Queue, message: Message, due: float, *, keeps_group: bool = False) -> None:
+        """Hide a message until then."""
         queue.delay(message, due, keeps_group=keeps_group)
         if queue.delayed[0][2] is message:
             heappush(self._due, (due, queue.name))
@@ -247,7 +252,7 @@ class Broker:
             done.append(message)
         consumer.bytes -= size
         if self.journal is not None and done:
-            self.journal.ended(consumer.id, done)
+            self.journal.ended(done)
         freed: dict[Queue, None] = {}
         for message in done:
             if message.group is not None:
@@ -279,12 +284,13 @@ class Broker:
             message.ended += settlement.counted
             queue = self.queue(message.queue)
             if settlement.delay > 0:
-                self._delay(queue, message, now + settlement.delay, keeps_group=True)
+                message.delay = settlement.delay
+                self.delay(queue, message, now + settlement.delay, keeps_group=True)
             else:
                 message.at = now
                 head.setdefault(queue, []).append(message)
             if self.journal is not None:
-                self.journal.released(message)
+                self.journal.released(message, message.at if settlement.delay > 0 else 0.0)
         for queue, messages in head.items():
             queue.put_back(messages)
             self._filled(queue)
@@ -436,7 +442,7 @@ class Broker:
                 held = [m for c in self.consumers.values() for m in c.held.values() if m.queue == name]
                 gone = queue.purge(held)
                 if self.journal is not None and gone:
-                    self.journal.ended("", gone)
+                    self.journal.ended(gone)
             dropped[name] = len(gone)
         return dropped
 

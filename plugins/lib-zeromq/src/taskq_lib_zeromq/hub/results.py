@@ -281,6 +281,26 @@ class Coordinator:
             del self.indexes[index]
         return removed
 
+    # ----------------------------------------------------------------------------------- from the journal
+
+    def restore_entry(self, entry: Entry) -> None:
+        """Take a key from the journal."""
+        self.keys[entry.key] = entry
+        if entry.expires:
+            heappush(self._expiries, (entry.expires, entry.key))
+
+    def restore_slots(self, key: str, owners: dict[str, float]) -> None:
+        """Take a semaphore from the journal."""
+        self.slots[key] = owners
+        for ends in owners.values():
+            heappush(self._expiries, (ends, key))
+
+    def restore_member(self, index: str, member: str, at: float) -> None:
+        """Take a member of a time index from the journal."""
+        members, order = self.indexes.setdefault(index, ({}, []))
+        members[member] = at
+        insort(order, (at, member))
+
     # -------------------------------------------------------------------------------------------------- time
 
     def due(self) -> float:

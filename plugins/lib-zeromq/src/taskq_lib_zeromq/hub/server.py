@@ -193,8 +193,8 @@ class Hub:
         wall = min(self.results.due(), self.coordinator.due())
         if wall < time.time() + wait:
             wait = wall - time.time()
-        if self._broken or (self._journal is not None and self._journal.busy):
-            wait = min(wait, _JOURNAL_RETRY if self._broken else 0.0)
+        if self._journal is not None and (self._broken or self._journal.due or self._journal.lazy):
+            wait = min(wait, _JOURNAL_RETRY if self._broken else 0.0 if self._journal.due else 1.0)
         return max(0, int(wait * 1000 + 0.999))
 
     def _turn(self) -> None:
@@ -416,6 +416,8 @@ class Hub:
             if follow_ups:
                 self.broker.send(follow_ups)
         consumer.last_settle = request.n
+        if self._journal is not None:
+            self._journal.settled(consumer.id, request.n)
         lost = self.broker.settle(consumer, acks, back)
         if lost or request.answer:
             self._say(connection, Confirm(request.n, request.n, lost))
