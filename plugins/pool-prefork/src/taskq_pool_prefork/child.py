@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import os
-import pickle  # noqa: S403, TID251 - reads what this program's own parent process wrote
+import pickle  # noqa: TID251 - reads what this program's own parent process wrote
 import signal
 import socket
 import sys
@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 from msgspec import structs
 
-from taskq.errors import SoftTimeLimitExceeded, TaskCancelled, TaskInterrupted, TaskQError
+from taskq.errors import SoftTimeLimitExceeded, TaskCancelled, TaskInterrupted
 from taskq.message import FINISHED, RELEASED
 from taskq.spi import Job, Outcome, Runtime
 from taskq_pool_prefork.control import EXIT_ORPHAN, ControlThread
@@ -63,10 +63,10 @@ from taskq_pool_prefork.protocol import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
 FLUSH_S: Final = 0.004
-"""Longest time for which ends are staged while jobs follow each other; the parent looks after those behind a long one."""
+"""Longest time for which ends are staged while jobs follow each other; what a long job holds up the parent finds."""
 FLUSH_JOBS: Final = 128
 _AGAIN_S: Final = 0.05
 _STAGE_BYTES: Final = SIZE - STAGE
@@ -75,7 +75,9 @@ _STAGE_BYTES: Final = SIZE - STAGE
 class ChildProcess:
     """One process's life: start hooks, jobs, stop hooks."""
 
-    def __init__(self, runtime: Runtime, data: socket.socket, control: socket.socket, board: Board, setup: Setup):
+    def __init__(
+        self, runtime: Runtime, data: socket.socket, control: socket.socket, board: Board, setup: Setup
+    ) -> None:
         self._runtime = runtime
         self._data = data
         self._board = board
@@ -323,7 +325,7 @@ class ChildProcess:
             return
         slots = self._board.slots
         requested = slots[REQUESTED]
-        error: TaskQError
+        error: BaseException
         if requested != slots[ACTED] and slots[TARGET] == slots[STARTED]:
             if slots[WHY] == CANCEL:
                 error = TaskCancelled(f"task {job.task} was cancelled while it ran")
@@ -341,11 +343,11 @@ class ChildProcess:
             self._raised = raised
             self._runtime.interrupt(raised)
 
-    def _strike(self, error: TaskQError, found: FrameType | None) -> bool:
+    def _strike(self, error: BaseException, found: FrameType | None) -> bool:
         """Have the running task end by an error; False where now is not the moment, and the signal comes again."""
         module = "" if found is None else found.f_globals.get("__name__", "")
         if module == "selectors" or module.startswith("asyncio"):
-            # What is raised inside an event loop's own code may be swallowed, or break the loop: have it cancel instead.
+            # what is raised inside an event loop's own code may be swallowed, or break the loop: have it cancel instead
             self._raised = error
             if self._runtime.interrupt(error, threading.get_ident()):
                 return True
@@ -402,10 +404,11 @@ def _readable(ended: Ended) -> Ended:
 _PAGE = os.sysconf("SC_PAGESIZE") if hasattr(os, "sysconf") else 4096
 
 
-def live(make: Callable[[], Runtime], data: int, control: int, board: int, setup: Setup, parent: int) -> NoReturn:
-    """Be a child process, to its end."""
+def live(make: Callable[[], Runtime], descriptors: Sequence[int], setup: Setup, parent: int) -> NoReturn:
+    """Be a child process, to its end; the descriptors are of data, control and board."""
     code = 1
     try:
+        data, control, board = descriptors
         os.setpgid(0, 0)
         die_with_parent(parent)
         shared = Board(board)
@@ -446,9 +449,9 @@ def restore(setup: Setup) -> Runtime:
 
 def spawned() -> NoReturn:
     """Be a child that was not forked: the setup comes on standard input, descriptors as arguments."""
-    data, control, board, parent = map(int, sys.argv[1:5])
+    *descriptors, parent = map(int, sys.argv[1:5])
     setup = decode_setup(sys.stdin.buffer.read())
     null = os.open(os.devnull, os.O_RDONLY)
     os.dup2(null, 0)
     os.close(null)
-    live(lambda: restore(setup), data, control, board, setup, parent)
+    live(lambda: restore(setup), descriptors, setup, parent)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-import pickle  # noqa: S403, TID251 - for this program's own child processes
+import pickle  # noqa: TID251 - for this program's own child processes
 import socket
 import subprocess
 import sys
@@ -12,7 +12,7 @@ from typing import Any
 from taskq.errors import WorkerError
 from taskq.spi import PoolConfig, Runtime
 from taskq_pool_prefork import server
-from taskq_pool_prefork.protocol import FORK, HEADER, ORDER, REAP, Board, Channel, Setup, encode
+from taskq_pool_prefork.protocol import ASK, FORK, HEADER, ORDER, REAP, Board, Channel, Setup, encode
 
 
 def make_setup(config: PoolConfig, runtime: Runtime) -> Setup:
@@ -106,7 +106,7 @@ class ForkServer:
             raise
         self.channel.send(ORDER.pack(FORK, number), descriptors)
         if self.channel.pending:
-            raise OSError("the fork server takes no orders")
+            self.process.kill()  # it has not read for hundreds of orders
         for descriptor in descriptors:
             os.close(descriptor)
         return Channel(ours[0]), Channel(ours[1]), board
@@ -114,6 +114,10 @@ class ForkServer:
     def bury(self, pid: int) -> None:
         """Have a child's remains cleared away: from here on its process id may be another's."""
         self.channel.send(ORDER.pack(REAP, pid))
+
+    def ask(self) -> None:
+        """Have the server give a sign of life."""
+        self.channel.send(ORDER.pack(ASK, 0))
 
     def close(self, *, patience: float) -> None:
         """End the server and wait for it."""

@@ -77,6 +77,7 @@ class Member:
         self.reason = ""
         """Why it was killed, where that was no single job's doing."""
         self.killed = False
+        self.killed_at = 0.0
         self.lost_at: float | None = None
         """Since when its sockets are closed."""
         self.abandoned = False
@@ -210,6 +211,7 @@ class Member:
             self.reason = self.reason or reason
             if self.pid:
                 self.killed = True
+                self.killed_at = monotonic()
                 kill_group(self.pid)
 
     def abandon(self) -> None:

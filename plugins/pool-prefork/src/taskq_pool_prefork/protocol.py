@@ -21,7 +21,7 @@ from typing import Any, Final
 import msgspec
 from msgspec import Struct
 
-from taskq.spi import Finished, Job, Outcome
+from taskq.spi import Job, Outcome
 
 HEADER: Final = struct.Struct(">IB")
 """Length of what follows, kind of frame."""
@@ -34,7 +34,7 @@ ENDS, DROPPED, BYE = range(4, 7)
 # control: requests and their answers; the child's word that it can take jobs, or why not
 REQUEST, REPLY, PING, PONG, STACKS, READY, FAILED = range(7, 14)
 # from the fork server
-PRELOADED, FORKED, FORK_FAILED, DIED, BROKEN = range(14, 19)
+PRELOADED, FORKED, FORK_FAILED, DIED, BROKEN, ALIVE = range(14, 20)
 
 ENDS_HEAD: Final = struct.Struct(">QBI")
 """Index of the first job that ended, then the head of a msgpack array of ``Ended``."""
@@ -43,8 +43,8 @@ PLAIN_END: Final = struct.Struct(">BBQBd")
 """An ``Ended`` of key and elapsed alone: a success without a result."""
 NUMBERS: Final = struct.Struct(">QQ")
 ORDER: Final = struct.Struct(">BQ")
-"""An order to the fork server: FORK or REAP, and the child's number or process id."""
-FORK, REAP = 1, 2
+"""An order to the fork server: FORK, REAP or ASK, and the child's number or process id."""
+FORK, REAP, ASK = 1, 2, 3
 
 
 class ChildJob(Job, array_like=True, gc=False):

@@ -21,6 +21,7 @@ from taskq.spi import Runtime
 from taskq_pool_prefork import child
 from taskq_pool_prefork.processes import QUIET_SIGNALS, die_with_parent, do_nothing, kill_group
 from taskq_pool_prefork.protocol import (
+    ALIVE,
     BROKEN,
     DIED,
     FORK,
@@ -29,6 +30,7 @@ from taskq_pool_prefork.protocol import (
     HEADER,
     ORDER,
     PRELOADED,
+    REAP,
     Report,
     Setup,
     decode_setup,
@@ -85,7 +87,10 @@ class Server:
                 os.read(self._bell, 4096)
                 self._look_after()
             if self._socket.fileno() in ready:
-                data, descriptors, _, _ = socket.recv_fds(self._socket, ORDER.size, 3)
+                try:
+                    data, descriptors, _, _ = socket.recv_fds(self._socket, ORDER.size, 3)
+                except ConnectionError:
+                    return
                 if not data:
                     return
                 while len(data) < ORDER.size:
@@ -93,8 +98,10 @@ class Server:
                 order, number = ORDER.unpack(data)
                 if order == FORK:
                     self._start_child(number, descriptors)
-                else:
+                elif order == REAP:
                     self._bury(number)
+                else:
+                    self._report(ALIVE, Report())
 
     def end(self) -> None:
         """End what is left."""
@@ -123,7 +130,7 @@ class Server:
                 self._socket.close()
                 os.close(self._bell)
                 os.close(self._ring)
-                child.live(lambda: runtime, *descriptors, self._setup, parent)
+                child.live(lambda: runtime, descriptors, self._setup, parent)
             finally:
                 os._exit(1)
         return pid

@@ -17,6 +17,7 @@ from taskq_pool_prefork.limits import Watch
 from taskq_pool_prefork.member import Member, State
 from taskq_pool_prefork.processes import describe_end
 from taskq_pool_prefork.protocol import (
+    ALIVE,
     BROKEN,
     BYE,
     DIED,
@@ -47,6 +48,8 @@ log = logging.getLogger("taskq.pool.prefork")
 LINGER_S: Final = 0.5
 """For this long after jobs came the thread looks by itself, so that the next ones need not wake it."""
 LINGER_TICK_S: Final = 0.01
+SERVER_PATIENCE_S: Final = 5.0
+"""Time for the fork server to answer, and for a killed child to end."""
 FIRST_PAUSE, LONGEST_PAUSE = 0.1, 5.0
 _HEAD: Final = ENDS_HEAD.size - 5
 Handler = Callable[[int, bytes], None]
@@ -71,6 +74,8 @@ class Supervisor(threading.Thread):
         self._number = 0
         self._pause = FIRST_PAUSE
         self._not_before = 0.0
+        self._asked_at: float | None = None
+        self._answered_at = 0.0
         self._stacks: dict[tuple[int, int], str] = {}
         self.changed = threading.Condition(lock)
         """Notified when children became ready or ended, and when a stack came."""
@@ -107,7 +112,7 @@ class Supervisor(threading.Thread):
             while not self.ended:
                 with self._lock:
                     now = monotonic()
-                    due = min(self._watch.look(now), self._fit(now))
+                    due = min(self._watch.look(now), self._fit(now), self._look_at_server(now))
                     if self.closing:
                         self._return_ready()
                     else:
@@ -237,6 +242,8 @@ class Supervisor(threading.Thread):
         assert self._server is not None
         if kind == PRELOADED:
             self._preloaded(report.names)
+        elif kind == ALIVE:
+            self._asked_at, self._answered_at = None, monotonic()
         elif kind == BROKEN:
             self._trouble(report.text, advice="The application cannot be imported by a child process: ")
         member = self._crew.members.get(report.number)
@@ -275,7 +282,7 @@ class Supervisor(threading.Thread):
         server = self._server
         assert server is not None
         server.close(patience=1.0)
-        self._server = None
+        self._server = self._asked_at = None
         if self.failure is not None:
             return
         status = describe_end(server.process.returncode)
@@ -284,6 +291,25 @@ class Supervisor(threading.Thread):
             self._bury(member, f"had to end, because the fork server {status},")
         if not self.closing:
             self._trouble(f"the fork server {status}")
+
+    def _look_at_server(self, now: float) -> float:
+        """See that ends of children are reported; return when to look again."""
+        server = self._server
+        waiting = [m for m in self._crew.members.values() if (now - m.killed_at > 1.0 if m.killed else not m.pid)]
+        if server is None or not waiting:
+            return float("inf") if not any(m.killed for m in self._crew.members.values()) else now + 1.0
+        if self._asked_at is None:
+            self._asked_at = now
+            server.ask()
+        if now - self._asked_at >= SERVER_PATIENCE_S:
+            log.error("the fork server does not answer; it is killed, and with it its children")
+            server.process.kill()
+            self._asked_at = now
+        for member in waiting:
+            if member.killed and self._answered_at > member.killed_at + SERVER_PATIENCE_S:
+                # it runs no code any more, but the system does not let it go
+                self._bury(member, "was killed and does not end")
+        return now + 1.0
 
     def _close_server(self) -> None:
         server, self._server = self._server, None
