@@ -5,7 +5,7 @@ from __future__ import annotations
 import queue
 import threading
 from time import monotonic
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from taskq.errors import TaskInterrupted
 from taskq.spi import RELEASED, Finished, Job, Outcome
@@ -14,6 +14,11 @@ from taskq_lib_pool.reports import FLUSH_JOBS, FLUSH_S
 if TYPE_CHECKING:
     from taskq_pool_asyncio.lane import Lane
     from taskq_pool_asyncio.pool import AsyncioPool
+
+SHORT_S: Final = 0.001
+"""Jobs that take less are left to the threads that run already: more of them would only fight for the GIL."""
+STUCK_S: Final = 0.02
+"""Time without a start after which those threads are believed to be stuck; they may only wait for the GIL."""
 
 
 class Crew:
@@ -28,6 +33,17 @@ class Crew:
         self._idle = threading.Semaphore(0)
         self._threads: list[threading.Thread] = []
         self._lock = threading.Lock()
+        self._typical = SHORT_S  # seconds that a job takes
+        self._taken = 0.0  # when a thread last took a job
+
+    def enough(self) -> bool:
+        """Whether the threads that run get through the jobs, so that none needs to be given out."""
+        if self._typical >= SHORT_S or not self.running:
+            return False
+        if monotonic() - self._taken < STUCK_S:
+            return True
+        self._typical = SHORT_S
+        return False
 
     def give(self, lane: Lane, job: Job) -> None:
         """Have a thread run a job in a slot of this lane."""
@@ -61,7 +77,7 @@ class Crew:
     def _run(self, me: int, lane: Lane, job: Job) -> None:
         reports = self._pool.reports
         reports.begun.append(job.key)
-        since = monotonic()
+        since = self._taken = monotonic()
         self.running[me] = (job, since)
         try:
             outcome = self._pool.runtime.execute(job)
@@ -72,7 +88,11 @@ class Crew:
             return
         finally:
             del self.running[me]
-        reports.done.append(Finished(job.key, outcome, monotonic() - since))
+        elapsed, typical = monotonic() - since, self._typical
+        reports.done.append(Finished(job.key, outcome, elapsed))
+        # A long one may only have waited for the GIL; ``enough`` finds out when threads are stuck.
+        seen = min(elapsed, 2 * SHORT_S)
+        self._typical = typical + (seen - typical) * (0.5 if seen < typical else 0.1)
 
     def _next(self) -> Job | None:
         """Take the next job where it is one for a thread, so that the loop need not be asked."""

@@ -13,6 +13,7 @@ from time import monotonic
 from typing import TYPE_CHECKING, Any, Final
 
 from msgspec import Struct
+
 from taskq.errors import (
     SoftTimeLimitExceeded,
     TaskFailure,
@@ -23,7 +24,7 @@ from taskq.errors import (
 )
 from taskq.spi import RELEASED, Finished, Job, Outcome
 from taskq_lib_pool.reports import FLUSH_JOBS, FLUSH_S
-
+from taskq_pool_asyncio.crew import SHORT_S
 from taskq_pool_asyncio.driver import Driver, Run, steps
 from taskq_pool_asyncio.stacks import stack_of
 
@@ -51,11 +52,9 @@ class Plan(Struct, frozen=True):
 class Lane:
     """One event loop on a thread of its own. Its attributes are changed on that thread, unless told otherwise."""
 
-    def __init__(
-        self, pool: AsyncioPool, name: str, slots: int, new_loop: Callable[[], asyncio.AbstractEventLoop]
-    ) -> None:
+    def __init__(self, pool: AsyncioPool, name: str, new_loop: Callable[[], asyncio.AbstractEventLoop]) -> None:
         self.pool = pool
-        self.slots = slots
+        self.slots = 0
         self.busy = 0
         """Slots taken by jobs that wait, or run on a thread."""
         self.drivers = 0
@@ -70,6 +69,8 @@ class Lane:
         self.thread = threading.Thread(target=self._live, name=name, daemon=True)
         self._burst = 1
         self._flushing = False
+        self._asked = False
+        self._delayed = False  # threads are at what is next
         self._released = 0  # slots given back by threads; each adds under the lock
         self._lock = threading.Lock()
         self._executor = ThreadPoolExecutor(thread_name_prefix=f"{name}-helper")  # of the tasks' own to_thread
@@ -100,7 +101,9 @@ class Lane:
 
     def report_soon(self) -> None:
         """Have the reports flushed within their time."""
-        self.call(self._flush_later)
+        if not self._asked:
+            self._asked = True
+            self.call(self.loop.call_later, FLUSH_S, self._flush_asked)
 
     def resize(self, slots: int) -> None:
         """Change the number of slots."""
@@ -110,7 +113,7 @@ class Lane:
     # ---------------------------------------------------------------------------------------------- finding jobs
 
     def _kick(self) -> None:
-        self.kicked = False
+        self.kicked = self._delayed = False
         if self._released:
             with self._lock:
                 self.busy -= self._released
@@ -119,6 +122,8 @@ class Lane:
 
     def _spawn(self) -> None:
         """Start as many drivers as there is work for: one where jobs end without waiting, else one for each."""
+        if self._delayed:
+            return
         wanted = min(len(self.pool.ready), self.slots - self.busy, self._burst) - self.drivers
         for _ in range(wanted):
             self.drivers += 1
@@ -147,6 +152,11 @@ class Lane:
                 reports.broken(job.key, error)
                 continue
             if not plan.is_async:
+                if pool.crew.enough():
+                    pool.ready.appendleft(job)
+                    self._delayed = True
+                    self.loop.call_later(SHORT_S, self._kick)
+                    break
                 self.busy += 1
                 pool.crew.give(self, job)
                 continue
@@ -250,10 +260,9 @@ class Lane:
             self._flushing = True
             self.loop.call_soon(self._flush)
 
-    def _flush_later(self) -> None:
-        if not self._flushing:
-            self._flushing = True
-            self.loop.call_later(FLUSH_S, self._flush)
+    def _flush_asked(self) -> None:
+        self._asked = False
+        self.pool.reports.flush()
 
     def _flush(self) -> None:
         self._flushing = False
@@ -317,7 +326,7 @@ class Lane:
 
     def _give_up(self, run: Run) -> None:
         log.error(
-            "task %s [%d] does not end although it was cancelled %d times; it is reported as ended, but still runs:\n%s",
+            "task %s [%d] did not end when it was cancelled %d times; it is reported as ended, but still runs:\n%s",
             run.job.task, run.job.key, run.presses, stack_of(run.coroutine),
         )  # fmt: skip
         run.left = True

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from taskq.spi import Pool, PoolCapabilities, PoolConfig, PoolSpec, Support, hookimpl
-
 from taskq_pool_asyncio.options import AsyncioOptions
 
 CAPABILITIES = PoolCapabilities(
@@ -14,8 +13,8 @@ CAPABILITIES = PoolCapabilities(
     limits_sync=False,
     resize=True,
     notes=(
-        "Limits and cancellation reach an async def task where it awaits, as CancelledError; one that resists its hard "
-        "limit for a second is reported as ended and left to itself.",
+        "Limits and cancellation reach an async def task where it awaits, as CancelledError.",
+        "A task that resists its hard limit for a second is reported as ended, and left to itself.",
         "A task that blocks the event loop stops all others; it is warned of, and cannot be ended.",
         "A def task runs on a thread: it cannot be ended, and computing tasks share one interpreter.",
     ),

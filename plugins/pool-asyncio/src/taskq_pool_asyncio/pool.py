@@ -1,8 +1,8 @@
 """The asyncio pool.
 
-One deque holds what has not started. The loops take from its left, the worker takes back from its right, both without a
-lock. Going to a loop, coming back and being reported happen in batches: a loop is woken once for whatever was submitted,
-and tells what has ended once a turn.
+One deque holds what has not started. The loops take from its left, the worker takes back from its right, both without
+a lock. Going to a loop and being reported happen in batches: a loop is woken once for whatever was submitted, and tells
+what has ended once a turn.
 """
 
 from __future__ import annotations
@@ -19,7 +19,6 @@ from typing import Final
 from taskq.errors import ConfigError, WorkerError
 from taskq.spi import Job, PoolConfig, PoolSink, Running, Runtime
 from taskq_lib_pool.reports import Reports
-
 from taskq_pool_asyncio.crew import Crew
 from taskq_pool_asyncio.lane import Lane, Plan, log
 from taskq_pool_asyncio.stacks import stack_of, stack_of_thread
@@ -67,7 +66,7 @@ class AsyncioPool:
             self.reports.open(sink)
             try:
                 for number in range(1, self._options.loops + 1):
-                    lane = Lane(self, f"{self._name}-loop-{number}", 0, self._new_loop)
+                    lane = Lane(self, f"{self._name}-loop-{number}", self._new_loop)
                     self.lanes.append(lane)
                     lane.thread.start()
                 self._share()
