@@ -6,8 +6,7 @@ import pytest
 
 from taskq.testing import PackagingSuite, TransportSuite, transport_rig
 from taskq.testing.transports_abilities import CountingTests, OrderTests
-from taskq.testing.transports_basic import BasicTests
-from taskq.testing.transports_leases import LeaseTests, ThreadTests
+from taskq.testing.transports_leases import LeaseTests
 from taskq.testing.transports_settling import SettlingTests
 
 _HIDDEN = {"test_a_stalled_server_hangs_nobody", "test_cuts_at_random_moments", "test_a_waiting_fetch_notices_a_cut"}
@@ -36,15 +35,13 @@ class TestStandard(TransportSuite):
         return sqs_url
 
 
-class TestFifo(ThreadTests, LeaseTests, CountingTests, OrderTests, SettlingTests, BasicTests):
+class TestFifo(LeaseTests, CountingTests, OrderTests, SettlingTests):
     """All queues FIFO: what depends on the queue's kind."""
 
     scheme = "sqs"
     slack_s = 3.0
     options = {"kind": "fifo"}  # noqa: RUF012
     skip_reasons = {  # noqa: RUF012
-        "test_every_message_of_any_batch_arrives_once": "ElasticMQ takes a second per call with thousands of groups",
-        "test_nothing_is_lost_among_many": "the same",
         "test_close_hands_back_uncounted_and_in_order": "as for standard queues: there is no order between groups",
     }
 

@@ -169,6 +169,12 @@ class Client:
             ),
         )
 
+    @property
+    def region(self) -> str:
+        """The region that boto settled on."""
+        found: str = self._quick.meta.region_name
+        return found
+
     def close(self) -> None:
         """Close idle connections; one that is in use closes when its call ends."""
         self._quick.close()

@@ -372,7 +372,7 @@ class SqsConsumer:
                 MaxNumberOfMessages=n,
                 WaitTimeSeconds=seconds,
                 VisibilityTimeout=self._lease,
-                MessageSystemAttributeNames=["ApproximateReceiveCount", "MessageGroupId"],
+                MessageSystemAttributeNames=["ApproximateReceiveCount", "MessageGroupId", "MessageDeduplicationId"],
                 **more,
             )
         except QueueMissing:
@@ -403,7 +403,8 @@ class SqsConsumer:
         self._bytes += size
         self._typical = size if not self._typical else self._typical * 0.8 + size * 0.2
         count = int(attributes.get("ApproximateReceiveCount") or 1)
-        delivery = Delivery(payload, handle, lane.queue.name, count, names.group_name(encoded))
+        alone = encoded is not None and encoded == attributes.get("MessageDeduplicationId")
+        delivery = Delivery(payload, handle, lane.queue.name, count, None if alone else names.group_name(encoded))
         if group is not None:
             successors = lane.groups.get(group)
             if successors is not None:

@@ -14,7 +14,7 @@ from taskq_transport_sqs import names
 from taskq_transport_sqs.client import Client, Target
 from taskq_transport_sqs.options import MAX_RETENTION_S
 
-_DEAD = ".dead"
+DEAD = ".dead"
 _OPTIONS: dict[str, tuple[str, int, int]] = {
     "retention": ("MessageRetentionPeriod", 60, MAX_RETENTION_S),
     "max_receives": ("", 1, 1000),
@@ -93,7 +93,7 @@ class Queues:
         if ordered or self._all_fifo or names.is_fifo(queue):
             return True
         # SQS moves dead letters of a FIFO queue to a FIFO queue only
-        base = queue.removesuffix(_DEAD)
+        base = queue.removesuffix(DEAD)
         if base == queue:
             return False
         known = self._queues.get(base) or self._look(base)
@@ -134,13 +134,13 @@ class Queues:
             if wanted.get("high_throughput"):
                 attributes |= {"DeduplicationScope": "messageGroup", "FifoThroughputLimit": "perMessageGroupId"}
         receives = int(wanted.get("max_receives", self._options.max_receives))
-        if receives and not queue.endswith(_DEAD):
-            dead = self._queues.get(queue + _DEAD) or self._look(queue + _DEAD)
+        if receives and not queue.endswith(DEAD):
+            dead = self._queues.get(queue + DEAD) or self._look(queue + DEAD)
             if dead is None:
-                dead = self._queues[queue + _DEAD] = self._make(queue + _DEAD, fifo, {})
+                dead = self._queues[queue + DEAD] = self._make(queue + DEAD, fifo, {})
             if dead.fifo is not fifo:
                 raise NotSupported(
-                    f"queue {queue!r} and {queue + _DEAD!r} must both be FIFO, or both standard, for SQS to move "
+                    f"queue {queue!r} and {queue + DEAD!r} must both be FIFO, or both standard, for SQS to move "
                     "messages there (max_receives); remove one of them or the option"
                 )
             answer = self._client().call("get_queue_attributes", QueueUrl=dead.url, AttributeNames=["QueueArn"])

@@ -14,7 +14,7 @@ from taskq_transport_sqs import names
 from taskq_transport_sqs.client import Ambiguous, Client
 from taskq_transport_sqs.hands import Hands
 from taskq_transport_sqs.options import MAX_DELAY_S, MAX_MESSAGE_BYTES, MAX_PAYLOAD_BYTES
-from taskq_transport_sqs.queues import Queue, Queues
+from taskq_transport_sqs.queues import DEAD, Queue, Queues
 
 BATCH = 10
 """Most entries of a batch call: the server's limit."""
@@ -97,8 +97,10 @@ def _entry(index: int, outbound: Outbound, queue: Queue) -> dict[str, Any]:
             )
         deduplication = names.deduplication_id(outbound.id)
         entry["MessageDeduplicationId"] = deduplication
-        # Without a group a message waits for no other: it is a group of its own.
-        entry["MessageGroupId"] = names.group_id(outbound.group) if outbound.group is not None else deduplication
+        # Without a group a message waits for no other: it is a group of its own. So is a dead letter, or a listing
+        # would see one of each group.
+        alone = outbound.group is None or outbound.queue.endswith(DEAD)
+        entry["MessageGroupId"] = deduplication if alone else names.group_id(str(outbound.group))
         return entry
     if outbound.delay > MAX_DELAY_S:
         raise NotSupported(f"a delay of {outbound.delay:g} s: SQS holds a message back for {MAX_DELAY_S:g} s at most")
