@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -95,22 +96,25 @@ class Site:
         (self.folder / "gate").touch()
 
     def end_well(self) -> None:
-        """TERM ends every worker that still runs, at once and with code 0, and nothing is left on the server."""
+        """All is settled, TERM ends every worker that still runs, with code 0, and nothing is left on the server."""
+        transport: Any = self.app(self.broker.url()).transport
+
+        def settled() -> bool:
+            found = transport.stats(["default"]).get("default")
+            return found is None or not (found.ready or found.in_flight or found.delayed)
+
+        eventually(settled, self, LEASE + 5)
         running = [w for w in self.workers if w.process.poll() is None]
         for worker in running:
             worker.send(signal.SIGTERM)
         for worker in running:
             assert worker.wait() == 0, worker.output
-        eventually(lambda: not self.broker.left() or self._chores(), self, 3 * LEASE)
-
-    def _chores(self) -> bool:
-        """Do what a worker would do from time to time: the last one is gone."""
-        if not hasattr(self, "_keeper"):
-            self._keeper = self.app()
-        transport: Any = self._keeper.transport
-        if hasattr(transport, "maintain"):
-            transport.maintain(0.1)
-        return not self.broker.left()
+        deadline = time.monotonic() + LEASE + 5
+        while left := self.broker.left():
+            if hasattr(transport, "maintain"):
+                transport.maintain(0.1)  # what a worker does from time to time; the last one is gone
+            assert time.monotonic() < deadline, f"left on the server: {sorted(left)}\n{self.output}"
+            time.sleep(0.1)
 
     def close(self) -> None:
         for worker in self.workers:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import threading
 import time
 
 import pytest
 
-from taskq.errors import SendFailed, TransportError
+from taskq.errors import SendFailed, StoreError, TransportError
 from taskq.testing import TcpProxy
 from tests.faults.conftest import LEASE, Site
 from tests.support.processes import eventually
@@ -70,6 +71,9 @@ def test_publishing_while_the_broker_is_away(served: Site) -> None:
 
 @pytest.mark.slow
 @pytest.mark.timeout(90)
+@pytest.mark.xfail(
+    reason="kernel: Producer._send_again forgets maybe_sent where the repeat cannot connect", strict=True
+)
 def test_publishing_without_an_answer_says_that_it_may_have_been_sent(served: Site) -> None:
     with TcpProxy(*served.broker.address()) as proxy:
         app = served.app(served.broker.url(proxy.port), publish_timeout=3.0)
@@ -83,18 +87,36 @@ def test_publishing_without_an_answer_says_that_it_may_have_been_sent(served: Si
 
 @pytest.mark.slow
 @pytest.mark.timeout(90)
+@pytest.mark.xfail(reason="kernel: Worker._prepare gives up at the first ConnectionFailed", strict=True)
 def test_the_broker_is_down_at_start(served: Site) -> None:
     """Client and worker wait, say so, and go on when it is there."""
     served.broker.kill()
+    port = str(served.broker.address()[1])
     worker = served.worker()
-    time.sleep(2.0)
+    eventually(lambda: port in worker.output or worker.process.poll() is not None, worker)
+    time.sleep(0.5)
     assert worker.process.poll() is None, f"it did not wait:\n{worker.output}"
     served.broker.start()
     served.send(served.app(), 5)
     served.all_ran(5, LEASE + 5)
-    assert str(served.broker.address()[1]) in worker.output, "no word about the server that was away"
     assert "Traceback" not in worker.output
     served.end_well()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(60)
+@pytest.mark.xfail(reason="kernel: opening transport and store is outside the repeats of a send", strict=True)
+def test_a_client_waits_for_a_broker_that_is_down_at_its_start(served: Site) -> None:
+    served.broker.kill()
+    app = served.app()
+    starting = threading.Timer(1.0, served.broker.start)
+    starting.start()
+    try:
+        app.send_task("tasks.short", (0,))
+    finally:
+        starting.join()
+    served.worker()
+    served.all_ran(1, 20)
 
 
 @pytest.mark.slow
@@ -103,7 +125,7 @@ def test_a_wrong_password_is_said_and_not_tried_again(served: Site) -> None:
     url = served.broker.wrong_password()
     served.serve(url)
     app = served.app(url)
-    with pytest.raises(TransportError) as caught:
+    with pytest.raises((TransportError, StoreError)) as caught:  # whichever connects first
         app.send_task("tasks.short", (1,))
     assert not caught.value.retryable
     worker = served.worker()

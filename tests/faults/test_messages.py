@@ -37,7 +37,7 @@ class _NONE:
 
 def test_a_message_too_large_is_refused_before_it_is_sent(site: Site) -> None:
     app = site.app(max_payload_bytes=10_000)
-    with pytest.raises(PayloadTooLarge, match="10000|10,000"):
+    with pytest.raises(PayloadTooLarge, match="max_payload_bytes is 10000"):
         app.send_task("tasks.short", ("x" * 20_000,))
     site.send(app, 1)
     site.worker()

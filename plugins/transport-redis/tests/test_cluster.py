@@ -4,81 +4,28 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, TypeVar
+from typing import Any
 
 import pytest
 from redis.crc import key_slot
 
 from taskq.errors import AuthenticationFailed, NotSupported, TransportError
-from taskq.message import ACK, RELEASE, Delivery, Outbound, QueueSpec, Settlement, Subscription
+from taskq.message import RELEASE, Delivery, QueueSpec, Settlement, Subscription
 from taskq.spi import TransportConfig, parse_urls
 from taskq_lib_redis.connection import RedisLink
-from taskq_transport_redis.cluster import ClusterTransport, space_of
-from taskq_transport_redis.cluster_consumer import ClusterConsumer
+from taskq_transport_redis.cluster import space_of
 from taskq_transport_redis.options import RedisOptions
 from taskq_transport_redis.transport import RedisTransport
 from tests.support.redis_servers import OwnCluster, OwnServer
-
-PATIENCE = 20.0
-T = TypeVar("T")
-
-
-@contextmanager
-def opened(url: str, *, lease_s: float = 30.0, **options: Any) -> Iterator[ClusterTransport]:
-    options = {"timeout": 5.0, "connect_timeout": 3.0, **options}
-    transport = ClusterTransport(
-        TransportConfig(urls=parse_urls(url), options=RedisOptions(**options), lease_s=lease_s)
-    )
-    try:
-        transport.open()
-        yield transport
-    finally:
-        transport.close(timeout=2.0)
+from tests.support.redis_transport import PATIENCE, ack, collect, consumer_of, messages, opened, persistently
 
 
 @pytest.fixture
 def cluster(redis_cluster: OwnCluster) -> OwnCluster:
     redis_cluster.flush()
     return redis_cluster
-
-
-def messages(*payloads: str, queue: str = "q", **fields: Any) -> list[Outbound]:
-    return [Outbound(id=p, queue=queue, payload=p.encode(), **fields) for p in payloads]
-
-
-def consumer_of(transport: ClusterTransport, *queues: str, order: Any = "fair") -> ClusterConsumer:
-    consumer = transport.consumer()
-    consumer.credit(10_000, 1 << 30)
-    consumer.subscribe([Subscription(q) for q in queues or ("q",)], order=order)
-    return consumer
-
-
-def persistently(call: Callable[[], T]) -> T:
-    deadline = time.monotonic() + PATIENCE
-    while True:
-        try:
-            return call()
-        except TransportError as error:
-            if not error.retryable or time.monotonic() > deadline:
-                raise
-            time.sleep(0.02)
-
-
-def collect(consumer: ClusterConsumer, n: int) -> list[Delivery]:
-    found: list[Delivery] = []
-    deadline = time.monotonic() + PATIENCE
-    while len(found) < n:
-        assert time.monotonic() < deadline, f"{len(found)} of {n} came"
-        limit = n - len(found)
-        found += persistently(lambda limit=limit: consumer.fetch(limit, 0.1)).deliveries  # type: ignore[misc]
-    return found
-
-
-def ack(consumer: ClusterConsumer, deliveries: Sequence[Delivery]) -> None:
-    settlements = [Settlement(d.receipt, ACK) for d in deliveries]
-    assert not persistently(lambda: consumer.settle(settlements))
 
 
 def queues_on_each(cluster: OwnCluster, per_node: int = 1) -> list[str]:

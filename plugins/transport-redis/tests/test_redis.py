@@ -9,9 +9,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from typing import Any, TypeVar
+from typing import Any
 
 import pytest
 import redis
@@ -23,69 +21,14 @@ from taskq.errors import (
     StorageFull,
     TransportError,
 )
-from taskq.message import ACK, RELEASE, Delivery, Outbound, QueueSpec, Settlement, Subscription
-from taskq.spi import Duplicates, Durability, TransportConfig, parse_urls
+from taskq.message import RELEASE, Delivery, QueueSpec, Settlement, Subscription
+from taskq.spi import Duplicates, Durability, parse_urls
 from taskq.testing import TcpProxy
 from taskq_lib_redis.connection import RedisLink
 from taskq_transport_redis import scripts
-from taskq_transport_redis.consumer import RedisConsumer
-from taskq_transport_redis.options import RedisOptions
-from taskq_transport_redis.transport import RedisTransport
 from tests.support.redis_servers import OwnServer, keys
+from tests.support.redis_transport import PATIENCE, ack, collect, consumer_of, messages, opened, persistently
 from tests.support.servers import SERVERS
-
-PATIENCE = 20.0
-T = TypeVar("T")
-
-
-@contextmanager
-def opened(url: str, *, lease_s: float = 30.0, **options: Any) -> Iterator[RedisTransport]:
-    options = {"timeout": 3.0, "connect_timeout": 3.0, **options}
-    config = TransportConfig(urls=parse_urls(url), options=RedisOptions(**options), lease_s=lease_s)
-    transport = RedisTransport(config)
-    try:
-        transport.open()
-        yield transport
-    finally:
-        transport.close(timeout=2.0)
-
-
-def messages(*payloads: str, queue: str = "q", **fields: Any) -> list[Outbound]:
-    return [Outbound(id=p, queue=queue, payload=p.encode(), **fields) for p in payloads]
-
-
-def consumer_of(transport: RedisTransport, *queues: str, credit: int = 10_000, order: Any = "fair") -> RedisConsumer:
-    consumer = transport.consumer()
-    consumer.credit(credit, 1 << 30)
-    consumer.subscribe([Subscription(q) for q in queues or ("q",)], order=order)
-    return consumer
-
-
-def persistently(call: Callable[[], T]) -> T:
-    """Do as the kernel does: a retryable error is a reason to try again."""
-    deadline = time.monotonic() + PATIENCE
-    while True:
-        try:
-            return call()
-        except TransportError as error:
-            if not error.retryable or time.monotonic() > deadline:
-                raise
-            time.sleep(0.02)
-
-
-def collect(consumer: RedisConsumer, n: int) -> list[Delivery]:
-    found: list[Delivery] = []
-    deadline = time.monotonic() + PATIENCE
-    while len(found) < n:
-        assert time.monotonic() < deadline, f"{len(found)} of {n} came"
-        limit = n - len(found)
-        found += persistently(lambda limit=limit: consumer.fetch(limit, 0.1)).deliveries  # type: ignore[misc]
-    return found
-
-
-def ack(consumer: RedisConsumer, deliveries: Sequence[Delivery]) -> None:
-    assert not consumer.settle([Settlement(d.receipt, ACK) for d in deliveries])
-
 
 # ------------------------------------------------------------------------------------------------ nothing left behind
 
