@@ -56,7 +56,7 @@ def floor(label: str, module: str, *, scale: float = 1.0, needs: str = "", **env
     )  # fmt: skip
 
 
-CAULI_BEST = "--batch 512 --ack-batch 512 --io-concurrency 1024"
+CAULI_BEST = "--batch 256 --ack-batch 256"
 AMQP, ZEROMQ, SQS = (f"taskq.transports:{name}" for name in ("amqp", "zeromq", "sqs"))
 
 GROUPS = [
@@ -181,7 +181,7 @@ GROUPS = [
         [
             taskq("taskq, prefork", pool="-P prefork -c 2", needs="taskq.pools:prefork"),
             floor("bare loop", "processes"),
-            peer("Celery prefork", "celery_redis", scale=0.01, rival=True, pool="-P prefork -c 2"),
+            peer("Celery prefork", "celery_redis", scale=0.01, rival=True, pool="-P prefork -c 2", prefetch="4"),
             peer("dramatiq", "dramatiq_redis", scale=0.02, pool="-p 2 -t 1"),
             peer("taskiq", "taskiq_redis", scale=0.02, pool="--workers 2"),
         ],
@@ -211,7 +211,7 @@ GROUPS = [
         [
             taskq("taskq, asyncio", pool="-P asyncio -c 1000", needs="taskq.pools:asyncio", asynchronous="1"),
             peer("taskiq", "taskiq_redis", scale=0.015, rival=True, pool="--workers 1 --max-async-tasks 1000"),
-            peer("cauli", "cauli_redis", scale=0.2, worker="--io-concurrency 1000 --batch 512 --ack-batch 512"),
+            peer("cauli", "cauli_redis", scale=0.2, worker=f"{CAULI_BEST} --io-concurrency 1000"),
         ],
         Sizes(drain=100_000, single=20_000, calls=500),
         {DRAIN: "≥ 60,000", pool_cases.NAP: "≥ 8,000; ≥ 3 × taskiq"},
@@ -224,7 +224,7 @@ GROUPS = [
         [
             taskq("taskq, gevent", pool="-P gevent -c 1000", needs="taskq.pools:gevent"),
             taskq("taskq, eventlet", pool="-P eventlet -c 1000", needs="taskq.pools:eventlet"),
-            peer("Celery gevent", "celery_redis", scale=0.01, rival=True, pool="-P gevent -c 1000"),
+            peer("Celery gevent", "celery_redis", scale=0.01, rival=True, pool="-P gevent -c 1000", prefetch="4"),
         ],
         Sizes(drain=80_000, single=8_000, calls=300),
         {pool_cases.NAP: "≥ 3,000; ≥ 2 × Celery gevent"},

@@ -67,7 +67,8 @@ def groups(result: Result) -> Iterator[tuple[str, str, list[tuple[str, str, Line
         for case in dict.fromkeys(row["case"] for row in rows):
             lines = [row for row in rows if row["case"] == case]
             lines.sort(key=lambda row: not row["contender"].startswith("taskq"))
-            base = lines[0] if lines[0]["contender"].startswith("taskq") else None
+            alone = all(row["contender"].startswith("taskq, ") for row in lines)  # brokers beside each other
+            base = lines[0] if lines[0]["contender"].startswith("taskq") and not (alone and not roles) else None
             goal = goals.get((name, case), "")
             cases.append((
                 case, lines[0]["unit"],

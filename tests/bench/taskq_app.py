@@ -17,6 +17,7 @@ _url = os.environ.get("BENCH_URL", "memory://")
 _scheme = _url.partition(":")[0]
 _pool = os.environ.get("BENCH_POOL", "-P solo")
 _queues = int(os.environ.get("BENCH_QUEUES", "0"))
+_countdown = float(os.environ.get("BENCH_COUNTDOWN", "0"))
 _asynchronous = bool(os.environ.get("BENCH_ASYNC"))
 
 ACK = "after the run (at least once)"
@@ -97,6 +98,8 @@ def send(count: int, *, bulk: bool, results: bool) -> None:
     task = storing if results else noop
     if _queues:
         app.send_many([task.s().set(queue=f"q{n % _queues}") for n in range(count)])
+    elif _countdown and not results:
+        app.send_many([task.s().set(countdown=_countdown) for _ in range(count)])
     elif bulk:
         for start in range(0, count, _CHUNK):
             app.send_many([task.s() for _ in range(min(_CHUNK, count - start))])

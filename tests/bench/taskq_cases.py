@@ -105,17 +105,16 @@ def memory_side(count: int) -> None:
     print(json.dumps({"single": single, "bulk": bulk, "rate": rate, **sizes}))
 
 
-def backlog(table: Table, large: int, work: Path) -> None:
+def backlog(table: Table, factor: float, *, full: bool, work: Path) -> None:
     """Drain a small and a large backlog, and look at the worker's memory on the way."""
-    for name, url, server in (
-        ("SQLite", "sqlite:///{folder}/taskq.db", ""),
-        ("Redis", "", os.environ.get("TASKQ_TEST_REDIS_URL", "")),
+    redis = os.environ.get("TASKQ_TEST_REDIS_URL", "")
+    for name, url, server, large in (
+        ("SQLite", "sqlite:///{folder}/taskq.db", "", 1_000_000 if full else 200_000),
+        *([("Redis", "", redis, 1_000_000)] if redis else []),
     ):
-        if not (url or server):
-            continue
         label = f"taskq, {name}"
         contender = Contender(label, "tests.bench.taskq_app", url=url)
-        for count in (10_000, large):
+        for count in (int(10_000 * factor), int(large * factor)):
             case = f"drain of {count:,} queued"
             with noted(table, "backlog", case, label), box(contender, work, server) as made:
                 for start in range(0, count, 100_000):
@@ -125,8 +124,26 @@ def backlog(table: Table, large: int, work: Path) -> None:
                     at = resident_while(worker, count)
                     _, rate, note = at.pop("rate")
                     table.add("backlog", case, label, "tasks/s", rate, note=note)
-                    for share, megabytes in at.items() if count == large else ():
+                    for share, megabytes in at.items() if count > 10_000 * factor else ():
                         table.add("backlog", f"memory after {share} of {count:,}", label, "MB", megabytes)
+
+
+def delayed(table: Table, many: int, work: Path) -> None:
+    """Look at a worker's memory beside tasks that wait for their time on the server."""
+    server = os.environ.get("TASKQ_TEST_REDIS_URL", "")
+    for count in (0, many) if server else ():
+        case, label = f"memory beside {count:,} delayed tasks", "taskq, Redis"
+        contender = Contender(label, "tests.bench.taskq_app", environment={"BENCH_COUNTDOWN": "3600"})
+        with noted(table, "backlog", case, label), box(contender, work, server) as made:
+            for start in range(0, count, 100_000):
+                made.side("send", min(100_000, count - start), "bulk", "plain")
+            made.side("send", 1, "single", "results")
+            made.close()
+            with made.worker() as worker:
+                if not worker.wait(2, START_TIMEOUT):
+                    raise Failed("it did not become ready")
+                time.sleep(2.0)
+                table.add("backlog", case, label, "MB", resident_mb(tree(worker.process.pid)))
 
 
 def resident_while(worker: RunningWorker, count: int) -> dict[str, Any]:
@@ -147,25 +164,43 @@ def resident_while(worker: RunningWorker, count: int) -> dict[str, Any]:
     return {"rate": rate, **found}
 
 
-def queues(table: Table, count: int, many: int, work: Path, server: str) -> None:
-    """Drain one queue and then many of them with one worker, and count what the server is asked."""
-    import redis
-
-    for number in (1, many):
-        case, label = f"drain of {number:,} queue{'s' * (number > 1)}", "taskq, Redis"
-        contender = Contender(label, "tests.bench.taskq_app", environment={"BENCH_QUEUES": str(number)})
-        with noted(table, "queues", case, label), box(contender, work, server) as made:
-            made.side("send", count, "bulk", "plain")
-            made.close()
-            with redis.Redis.from_url(server) as client:
-                client.config_resetstat()
+def queues(table: Table, count: int, *, full: bool, work: Path) -> None:
+    """Drain one queue and then a thousand of them with one worker; on Redis, count what the server is asked."""
+    brokers = {
+        "Redis": ("", os.environ.get("TASKQ_TEST_REDIS_URL", "")),
+        "RabbitMQ, classic": ("{database}?queue_type=classic", os.environ.get("TASKQ_TEST_RABBITMQ_URL", "")),
+        "ZeroMQ": ("zeromq://127.0.0.1:{port}", ""),
+    }
+    for name, (url, server) in brokers.items():
+        if not (server or name == "ZeroMQ") or (name.startswith("Rabbit") and not full):
+            continue
+        for number in (1, 1000):
+            case, label = f"drain of {number:,} queue{'s' * (number > 1)}", f"taskq, {name}"
+            contender = Contender(label, "tests.bench.taskq_app", url, environment={"BENCH_QUEUES": str(number)})
+            with noted(table, "queues", case, label), box(contender, work, server) as made:
+                made.side("send", count, "bulk", "plain")
+                made.close()
+                before = reads(server)
                 with made.worker() as worker:
                     _, rate, note = drained(worker, count)
-                    reads: int = client.info("stats")["total_reads_processed"]  # type: ignore[index]
+                    asked = reads(server) - before
                 table.add("queues", case, label, "tasks/s", rate, note=note)
-                table.add(
-                    "queues", f"{case}: round trips per 1,000 tasks", label, "reads by the server", 1000 * reads / count
-                )
+                if asked:
+                    table.add(
+                        "queues", f"{case}: round trips per 1,000 tasks", label, "reads by the server",
+                        1000 * asked / count,
+                    )  # fmt: skip
+
+
+def reads(server: str) -> int:
+    """Return how many times a Redis server has read from its clients; 0 of another one."""
+    if not server.startswith("redis"):
+        return 0
+    import redis
+
+    with redis.Redis.from_url(server) as client:
+        found: int = client.info("stats")["total_reads_processed"]  # type: ignore[index]
+        return found
 
 
 @contextlib.contextmanager
@@ -175,6 +210,8 @@ def noted(table: Table, group: str, case: str, label: str) -> Iterator[None]:
         yield
     except Failed as error:
         table.fail(group, case, label, str(error))
+    except Exception as error:  # a server's surprise must not end the run
+        table.fail(group, case, label, f"{type(error).__name__}: {error}"[:300])
 
 
 def idle(table: Table, contenders: list[Contender], seconds: float, work: Path) -> None:
