@@ -161,3 +161,25 @@ def test_memory_cannot_be_served_by_a_process(site: Any) -> None:
     worker = site.worker("--broker", "memory://here")
     assert worker.wait() != 0
     assert "cannot serve memory://" in worker.output
+
+
+def test_hup_starts_the_worker_anew_with_the_same_command(site: Any) -> None:
+    worker = site.worker("-P", "solo").ready()
+    assert site.send("quick", 1).get(timeout=20) == 1
+    worker.send(signal.SIGHUP)
+    site.eventually(lambda: worker.output.count(" ready: pool ") == 2, worker)
+    assert site.send("quick", 2).get(timeout=20) == 2
+    assert {note[2] for note in site.notes} == {worker.process.pid}, "the process stays, its program starts again"
+    worker.send(signal.SIGTERM)
+    assert worker.wait() == EXIT_OK
+
+
+def test_usr1_says_what_runs_where(site: Any) -> None:
+    worker = site.worker("-P", "threads", "-c", "2").ready()
+    result = site.send("gated", 1)
+    site.eventually(lambda: site.noted("began"), worker)
+    worker.send(signal.SIGUSR1)
+    site.eventually(lambda: f"[{result.id}] for " in worker.output, worker)
+    assert "in gated" in worker.output, "there is no stack of the task"
+    site.open_gate()
+    assert result.get(timeout=20) == 1

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from taskq.context import Request, current_request, current_task
     from taskq.errors import Reject, Retry, SendManyError, TaskFailure, TaskQError, TaskTimeout
     from taskq.events import Event
+    from taskq.logs import get_task_logger
     from taskq.middleware import Middleware
     from taskq.result import AsyncResult, aas_completed, as_completed, gather
     from taskq.shared import SharedTask, current_app, shared_task
@@ -37,6 +38,7 @@ _HOMES = {
     "Reject": "errors", "Retry": "errors", "SendManyError": "errors", "TaskFailure": "errors", "TaskQError": "errors",
     "TaskTimeout": "errors",
     "Event": "events",
+    "get_task_logger": "logs",
     "Middleware": "middleware",
     "AsyncResult": "result", "aas_completed": "result", "as_completed": "result", "gather": "result",
     "Task": "task",
@@ -79,5 +81,6 @@ __all__ = [
     "current_request",
     "current_task",
     "gather",
+    "get_task_logger",
     "shared_task",
 ]

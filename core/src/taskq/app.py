@@ -95,6 +95,8 @@ class TaskQ:
         self._own_middlewares: list[Middleware] = []
         self._lock = threading.RLock()
         self._shared_seen = 0
+        self.logs = False
+        """Whether taskq has set up logging in this process; a pool's child does then, too."""
         self._reset()
         _apps.add(self)
         shared.set_current(self)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from msgspec import Struct
 
 from taskq.errors import WorkerError
+from taskq.logs import set_up_logging
 
 if TYPE_CHECKING:
     from taskq.app import TaskQ
@@ -22,6 +23,7 @@ class AppReference(Struct, frozen=True):
     attribute: str
     settings: Mapping[str, Any]
     config_file: str | None
+    logs: bool
     tasks: tuple[str, ...]
 
     @classmethod
@@ -44,6 +46,7 @@ class AppReference(Struct, frozen=True):
                         attribute,
                         dict(app.cli_settings),
                         None if config_file is None else str(config_file),
+                        app.logs,
                         tuple(app.tasks),
                     )
         raise WorkerError(
@@ -67,6 +70,8 @@ class AppReference(Struct, frozen=True):
         if not app.components.in_use and app.cli_settings != dict(self.settings):
             app.configure(self.settings, self.config_file)
         app.merge_defaults()
+        if self.logs and not app.logs:
+            set_up_logging(app)
         app.import_tasks()
         missing = [name for name in self.tasks if name not in app.tasks]
         if missing:

@@ -125,6 +125,10 @@ class TaskRuntime:
         found = self.app.tasks[task]
         return TaskLimits(found.soft_time_limit, found.time_limit)
 
+    def tasks(self) -> list[str]:
+        """Return the names of the tasks."""
+        return list(self._execute)
+
     def add(self, task: Task[..., Any]) -> None:
         """Take a task that was declared after this runtime was started."""
         self._execute[task.name] = self._compile(task)

@@ -118,6 +118,6 @@ def test_an_application_that_no_module_holds_is_refused(parent: TaskQ) -> None:
 
 
 def test_a_child_that_lacks_a_task_says_which() -> None:
-    reference = AppReference(__name__, "app", {}, None, ("tests.other.task",))
+    reference = AppReference(__name__, "app", {}, None, False, ("tests.other.task",))
     with pytest.raises(WorkerError, match=r"tests\.other\.task"):
         reference.find()

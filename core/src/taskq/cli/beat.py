@@ -7,7 +7,7 @@ import signal
 import click
 
 from taskq.cli.group import Context, shared_options
-from taskq.cli.log import set_up_logging
+from taskq.logs import set_up_logging
 
 
 class _Stop(BaseException):

@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from typing import Any
 
 import click
 
 from taskq.cli.group import Context, shared_options
-from taskq.cli.log import set_up_logging
 from taskq.errors import ConfigError
+from taskq.logs import set_up_logging
 
 
 @click.command()
 @click.option("-Q", "--queues", metavar="NAME,…", help="Queues to serve; default: all that the application names.")
 @click.option("-c", "--concurrency", metavar="N", type=click.IntRange(min=1), help="Tasks at a time.")
-@click.option("-P", "--pool", metavar="NAME", help="auto, NAME, or NAME=SLOTS,NAME=SLOTS (taskq plugins list --kind pool).")
+@click.option("-P", "--pool", metavar="NAME", help="auto, NAME or NAME=SLOTS,… (taskq plugins list --kind pool).")
 @click.option("-l", "--log-level", "--loglevel", metavar="LEVEL", help="DEBUG, INFO, WARNING, ERROR or CRITICAL.")
 @click.option("-n", "--name", metavar="NAME", help="Name in logs.")
 @click.option("--grace", metavar="SECONDS", type=click.FloatRange(min=0), help="Time for running tasks after TERM.")
@@ -29,6 +30,10 @@ def worker(context: Context, /, **options: Any) -> None:
     """Take messages and run their tasks, until TERM or INT.
 
     The first TERM or INT lets running tasks finish within the grace, a second one interrupts them, QUIT ends at once.
+    HUP stops it likewise and starts it anew with new code and configuration; USR1 logs what runs where, with stacks.
+
+    It exits with 0 when all work has ended, 1 when it could not go on, 3 when tasks were interrupted and handed back,
+    4 after QUIT.
     """
     _settings(context, options)
     app = context.named_app
@@ -41,6 +46,9 @@ def worker(context: Context, /, **options: Any) -> None:
     running = app.worker()
     code = running.run()
     app.close()
+    if running.restart_wanted:
+        sys.stderr.flush()
+        os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])  # noqa: S606  the very command that runs
     sys.exit(code)
 
 

@@ -81,6 +81,10 @@ class WorkerSettings(Section, frozen=True, kw_only=True):
         Literal["DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"], About("least level that is logged")
     ] = "INFO"
     log_json: Annotated[bool, About("log one JSON object per line")] = False
+    stall_timeout: Annotated[
+        float, About("time without progress, with a backlog and free slots, until it subscribes again", unit="s",
+                     minimum=1)
+    ] = 120.0
     maintenance: Annotated[bool, About("whether this worker reaps, promotes and sweeps for the transport")] = True
     autoscale: Annotated[tuple[int, int] | None, About('"MIN,MAX" slots, as load demands', minimum=1)] = None
     autoscaler: Annotated[str, About("name of an autoscaler plugin")] = "simple"

@@ -83,6 +83,10 @@ class Runtime(Protocol):
         """Return a task's time limits."""
         ...
 
+    def tasks(self) -> Sequence[str]:
+        """Return the names of the tasks known now; more may be declared later."""
+        ...
+
     def start(self, call: Callable[[bytes], bytes] | None = None) -> None:
         """Run the start hooks of this process (a child's; the kernel calls it in the worker's own). Once.
 

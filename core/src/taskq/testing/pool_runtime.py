@@ -83,10 +83,13 @@ class KitRuntime:
     def limits(self, task: str) -> TaskLimits:
         return TaskLimits(*self._limits.get(task, (None, None)))
 
+    def tasks(self) -> list[str]:
+        return ["kit.task", *self._limits]
+
     def interrupt(self, error: BaseException, thread: int | None = None) -> bool:
         running = self._coroutines.get(threading.get_ident() if thread is None else thread)
         if running is None:
-            if thread is None:
+            if thread is None and not self._asynchronous:
                 raise error
             return False
         if thread is None and asyncio.current_task(running.loop) is running.task:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import threading
 import time
 import warnings
 from typing import Final
@@ -92,10 +93,11 @@ class LimitTests(PoolBase):
         bench = _start(_limited(rig, kind, rig.spec.capabilities.soft_limit), kind, 1, limited=(0.03, None))
         chance = random.Random(seed())
         jobs, free = [], []
-        for _ in range(400 if SOAK else 25):
-            free.append(bench.job("until_limit", 0.004))
-            jobs += [bench.job("until_limit", chance.uniform(0.025, 0.032), task="kit.limited"), free[-1]]
-        bench.feed(jobs)
+        for _ in range(200 if SOAK else 13):
+            free += [bench.job("until_limit", 0.004), bench.job("noop")]
+            for follower in free[-2:]:
+                jobs += [bench.job("until_limit", chance.uniform(0.025, 0.032), task="kit.limited"), follower]
+            bench.feed(jobs[-4:])
         bench.check_once(jobs)
         assert {bench.state(job) for job in free} == {"SUCCESS"}, "a limit struck a task that has none"
 
@@ -233,6 +235,35 @@ class LimitTests(PoolBase):
         reported = set(bench.sink.reported("finished"))
         struck = [job for job in bystanders if job.key not in reported or bench.state(job) != "SUCCESS"]
         assert not struck, f"{len(struck)} jobs were struck by the cancellation of another"
+
+    @KINDS
+    def test_cancel_of_an_inline_job(self, rig: PoolRig, kind: str) -> None:
+        """Check that another thread can cancel what an inline pool runs, where ``cancel_running`` is declared, and that
+        neither a task that resists nor the jobs after it are ended.
+        """
+        caps = rig.spec.capabilities
+        if not caps.inline:
+            pytest.skip("not an inline pool")
+        bench = _start(_limited(rig, kind, caps.cancel_running), kind)
+        gentle, stubborn, last = bench.job("wait", "never"), bench.job("stubborn", "gate"), bench.jobs(3)
+        acted: list[int] = []
+
+        def cancel() -> None:
+            for job in (gentle, stubborn):
+                bench.until_running(job)
+                acted.extend(bench.pool.cancel([job.key]))
+            eventually(self.patience_s, "the task is told", lambda: bench.saw(stubborn))
+            bench.open("gate")
+
+        thread = threading.Thread(target=cancel, name="kit: canceller", daemon=True)
+        thread.start()
+        bench.feed([gentle, stubborn, *last])
+        thread.join(self.patience_s)
+        assert acted == [gentle.key, stubborn.key]
+        _check_ended(bench, gentle, TaskRevoked)
+        assert bench.saw(gentle), "the task was not told, so that it could not clean up"
+        assert {bench.outcome(job).state for job in [stubborn, *last]} == {"SUCCESS"}
+        assert not bench.pool.cancel([gentle.key]), "a job that has ended was cancelled"
 
     # ------------------------------------------------------------------------------------------ stopping
 

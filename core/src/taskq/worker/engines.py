@@ -68,6 +68,9 @@ class Engine:
         self._pause = _FIRST_PAUSE
         self._full = False
         self._single = False
+        self._resubscribe = False
+        self.turned = time.monotonic()
+        """When the intake last made a turn; every few seconds at the latest, unless a task runs on its thread."""
         self.consumer.credit(settings.prefetch or cap * 2 + slots, settings.prefetch_bytes)
 
     def fetch(self, limit: int, wait: float) -> Sequence[Delivery]:
@@ -75,8 +78,12 @@ class Engine:
         if self._single:
             limit = 1
         limit = min(limit, self.fetch_cap)
+        self.turned = time.monotonic()
         began = time.perf_counter()
         try:
+            if self._resubscribe:
+                self._resubscribe = False
+                self.consumer.subscribe(self.worker.queues, order=self.worker.settings.queue_order)
             fetched = self.consumer.fetch(limit, wait, ahead=limit if self._full and limit >= _AHEAD_FROM else 0)
         except TransportError as error:
             self.worker.broker_failed(error)
@@ -93,6 +100,15 @@ class Engine:
         if self._full and limit > 1:
             self.take.round_trip(time.perf_counter() - began)
         return deliveries
+
+    def resubscribe(self) -> None:
+        """Have the intake subscribe again before its next fetch; any thread."""
+        self._resubscribe = True
+        self.consumer.wake()
+
+    def full(self) -> bool:
+        """Whether no task could start now, so that nothing need move."""
+        raise NotImplementedError
 
     def admit(self, deliveries: Sequence[Delivery]) -> list[Job]:
         """Return the jobs that may just run; the others wait in ``careful`` and ``suspects``."""
@@ -266,6 +282,7 @@ class InlineEngine(Engine):
         """Whether a task may be running right now on this thread, so that a signal may interrupt it."""
         self._collecting = threading.Lock()
         self._behind = _Behind(self.settler)
+        self.thread: int | None = None
 
     def run(self) -> None:
         """Work until the worker is told to stop."""
@@ -275,6 +292,7 @@ class InlineEngine(Engine):
             self._behind.close()
 
     def _run(self) -> None:
+        self.thread = threading.get_ident()
         worker, settler, jobs, behind = self.worker, self.settler, self.jobs, self._behind
         while not worker.stopping and settler.fatal is None:
             if settler.waiting and (settler.blocked or not behind.busy):
@@ -293,9 +311,14 @@ class InlineEngine(Engine):
             if not settler.blocked:
                 self._run_careful()
 
+    def full(self) -> bool:
+        """Whether a task runs."""
+        return self.running
+
     def _run_slice(self, jobs: deque[Job]) -> None:
         try:
             self.running = True
+            self.turned = time.monotonic()
             batch = self.pool.run(jobs, _SLICE)
             self.running = False
         except TaskInterrupted:
@@ -440,6 +463,7 @@ class PoolEngine(Engine):
         worker, settler = self.worker, self.settler
         while not worker.stopping and settler.fatal is None:
             self._submit()
+            self.turned = time.monotonic()
             room = self._room()
             if self._crowded and (pause := self._crowded - time.monotonic()) > 0:
                 self._space.clear()
@@ -457,6 +481,10 @@ class PoolEngine(Engine):
                 self.local.extend(self.admit(deliveries))
                 if settler.waiting:
                     self._done.put(())
+
+    def full(self) -> bool:
+        """Whether every slot is taken."""
+        return self.pool.free() <= 0
 
     def _room(self) -> int:
         """Return how many messages to take now."""

@@ -47,8 +47,8 @@ class Keeper:
         self._threads = [threading.Thread(target=self._run, name="taskq-keeper", daemon=True)]
         if worker.settings.maintenance:
             self._threads.append(threading.Thread(target=self._maintain, name="taskq-maintenance", daemon=True))
-        if worker.autoscale is not None:  # it asks the broker for counts, which leases must not wait for
-            self._threads.append(threading.Thread(target=self._scale, name="taskq-autoscale", daemon=True))
+        # asks the broker for counts, which leases must not wait for
+        self._threads.append(threading.Thread(target=self._look, name="taskq-watch", daemon=True))
 
     def start(self) -> None:
         """Start the threads."""
@@ -76,12 +76,13 @@ class Keeper:
             except Exception:
                 logger.exception("the lease keeper met an unexpected error; it goes on")
 
-    def _scale(self) -> None:
-        while not self._stop.wait(_TICK):
+    def _look(self) -> None:
+        worker = self._worker
+        while not self._stop.wait(_TICK if worker.autoscale is not None else _IDLE_TICK):
             try:
-                self._worker.tick(time.monotonic())
+                worker.tick(time.monotonic())
             except Exception:
-                logger.exception("autoscaling met an unexpected error; it goes on")
+                logger.exception("the worker's watch met an unexpected error; it goes on")
 
     # ---------------------------------------------------------------------------------------------------- leases
 

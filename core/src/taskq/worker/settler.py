@@ -25,6 +25,7 @@ from taskq.envelope import HISTORY, DeadInfo, Header
 from taskq.errors import ResultTooLarge, StoreError, TransportError
 from taskq.events import Event
 from taskq.failure import ErrorInfo, ResultPayload, encode_payload
+from taskq.logs import task_fields
 from taskq.message import (
     ACK,
     DEAD,
@@ -101,6 +102,8 @@ class Settler:
         self.failed = 0
         self.dead = 0
         self.retried = 0
+        self.turns = 0
+        """Batches carried out: what moves when work goes on."""
 
     # -------------------------------------------------------------------------------------------------- queueing
 
@@ -131,7 +134,10 @@ class Settler:
                     self._log(job, outcome)
         if self._log_successes:
             for job, finished in zip(jobs, batch, strict=True):
-                logger.debug("task %s [%s] %s in %.4f s", job.task, _id(job), finished.outcome.state, finished.elapsed)
+                logger.debug(
+                    "task %s [%s] %s in %.4f s", job.task, _id(job), finished.outcome.state, finished.elapsed,
+                    extra=task_fields(job.header, queue=job.queue, worker=self._worker),
+                )  # fmt: skip
         self.ended += len(batch)
         self._waiting.append(_Batch(acks, commits))
         if self._events:
@@ -139,16 +145,17 @@ class Settler:
 
     def _log(self, job: Job, outcome: Outcome) -> None:
         """Log a retry or failure, at level INFO without a traceback where the task expects it; never a payload."""
+        extra = task_fields(job.header, queue=job.queue, worker=self._worker)
         if outcome.state == RETRY:
-            logger.warning("task %s [%s]: %s", job.task, _id(job), outcome.reason)
+            logger.warning("task %s [%s]: %s", job.task, _id(job), outcome.reason, extra=extra)
         elif outcome.state == FAILURE and outcome.detail is None:
-            logger.info("task %s [%s] failed as expected: %s", job.task, _id(job), outcome.reason)
+            logger.info("task %s [%s] failed as expected: %s", job.task, _id(job), outcome.reason, extra=extra)
         elif outcome.state in (FAILURE, STATE_DEAD):
             detail = "\n" + outcome.detail if outcome.detail else ""
             where = f"; it is kept in {job.queue + DEAD_SUFFIX}" if outcome.kind == DEAD else ""
-            logger.error("task %s [%s] failed: %s%s%s", job.task, _id(job), outcome.reason, where, detail)
+            logger.error("task %s [%s] failed: %s%s%s", job.task, _id(job), outcome.reason, where, detail, extra=extra)
         else:
-            logger.info("task %s [%s] is not run: %s", job.task, _id(job), outcome.reason)
+            logger.info("task %s [%s] is not run: %s", job.task, _id(job), outcome.reason, extra=extra)
 
     def end(self, job: Job, outcome: Outcome) -> None:
         """Queue the end of a job that was not run."""
@@ -284,6 +291,7 @@ class Settler:
                     self.fatal, self.blocked = error, True
                     return _LONGEST_PAUSE
                 waiting.popleft()
+                self.turns += 1
                 if self.blocked:
                     logger.info("broker and result store are back; finished tasks are settled, intake goes on")
                     self.blocked = False

@@ -1,4 +1,8 @@
-"""Signals of a worker process: TERM and INT stop it warmly, a second one interrupts, QUIT is cold."""
+"""Signals of a worker process.
+
+TERM and INT stop it warmly, a second one interrupts, QUIT is cold; HUP stops it warmly and starts it anew; USR1 logs
+what runs where.
+"""
 
 from __future__ import annotations
 
@@ -38,6 +42,10 @@ class Signals:
             self._previous[number] = signal.signal(number, self._warm)
         if hasattr(signal, "SIGQUIT"):
             self._previous[signal.SIGQUIT] = signal.signal(signal.SIGQUIT, self._cold)
+        if hasattr(signal, "SIGHUP"):
+            self._previous[signal.SIGHUP] = signal.signal(signal.SIGHUP, self._restart)
+        if hasattr(signal, "SIGUSR1"):
+            self._previous[signal.SIGUSR1] = signal.signal(signal.SIGUSR1, self._dump)
         if hasattr(signal, "SIGALRM"):
             self._previous[signal.SIGALRM] = signal.signal(signal.SIGALRM, self._grace_over)
 
@@ -59,6 +67,14 @@ class Signals:
         if hasattr(signal, "SIGALRM") and worker.inline:
             # a task on this very thread can only be stopped from here
             signal.setitimer(signal.ITIMER_REAL, max(0.001, worker.settings.grace))
+
+    def _restart(self, number: int, frame: FrameType | None) -> None:
+        """Stop warmly; who started the process then starts it anew. A terminal that closes wants no new one."""
+        self._worker.restart_wanted = not os.isatty(2)
+        self._warm(number, frame)
+
+    def _dump(self, number: int, frame: FrameType | None) -> None:
+        self._worker.dump_wanted = True
 
     def _grace_over(self, number: int, frame: FrameType | None) -> None:
         self._interrupt()

@@ -27,6 +27,7 @@ from taskq.worker.plan import PlannedPool, home, plan_pools
 from taskq.worker.pools import PoolSet
 from taskq.worker.settler import DEAD_SUFFIX, Settler, pump_until
 from taskq.worker.shutdown import Signals
+from taskq.worker.watch import Health, RunningTask, Watch
 
 if TYPE_CHECKING:
     from taskq.app import TaskQ
@@ -69,7 +70,12 @@ class Worker:
         self._stop_event = threading.Event()
         self._thread: threading.Thread | None = None
         self._failure: BaseException | None = None
-        self._down = False
+        self.broker_down = False
+        self.has_process = False
+        """Whether this worker is what its process is for, rather than a part of another program."""
+        self.restart_wanted = False
+        self.dump_wanted = False
+        self.watch: Watch | None = None
 
     # -------------------------------------------------------------------------------------------------- starting
 
@@ -111,6 +117,7 @@ class Worker:
         self.link = LinkServer(app)
         self.engine = InlineEngine(self, self.pool) if self.inline else PoolEngine(self, self.pool, self.slots)
         self.autoscale = Autoscale.of(self)
+        self.watch = Watch(self, self.engine)
 
     def _plan(self) -> list[PlannedPool]:
         return plan_pools(self.app, self.settings)
@@ -163,6 +170,7 @@ class Worker:
 
     def run(self, *, signals: bool = True) -> int:
         """Work until a signal or ``stop()``; return the exit code."""
+        self.has_process = signals
         self._prepare()
         handlers = Signals(self) if signals else None
         try:
@@ -305,23 +313,51 @@ class Worker:
         self._stop_event.wait(seconds)
 
     def tick(self, now: float) -> None:
-        """Look whether the pool should grow or shrink."""
+        """Look whether the pool should grow or shrink, whether work goes on, and whether somebody wants a dump."""
         if self.autoscale is not None:
             self.autoscale.tick(now)
+        if self.watch is not None:
+            self.watch.tick(now)
+        if self.dump_wanted:
+            self.dump_wanted = False
+            self._watched().dump()
+
+    def health(self) -> Health:
+        """Return how this worker is, for probes; any thread, once it has started.
+
+        Raises:
+            WorkerError: it was not started.
+        """
+        return self._watched().health()
+
+    def running(self, *, stacks: bool = False) -> list[RunningTask]:
+        """Return the tasks that run now, the oldest first, with their stacks if asked for. Raises as ``health``."""
+        return self._watched().running(stacks=stacks)
+
+    def _watched(self) -> Watch:
+        if self.watch is None:
+            raise WorkerError(f"worker {self.name} has not been started")
+        return self.watch
+
+    def fail(self, error: WorkerError) -> None:
+        """End this worker because it cannot go on; any thread."""
+        logger.critical("%s", error)
+        self.settler.fatal = error
+        self.stop()
 
     def broker_failed(self, error: TransportError) -> None:
         """Say once that the broker is away; raise when trying again is pointless."""
         if not error.retryable:
             raise error
-        if not self._down:
+        if not self.broker_down:
             logger.error("the broker is not available: %s; trying again until it is back", error)
-            self._down = True
+            self.broker_down = True
 
     def broker_back(self) -> None:
         """Say that the broker is back."""
-        if self._down:
+        if self.broker_down:
             logger.info("the broker is back")
-            self._down = False
+            self.broker_down = False
 
     def store_failed(self, error: StoreError | TransportError) -> None:
         """Say that a careful start has to wait."""

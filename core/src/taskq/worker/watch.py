@@ -1,0 +1,204 @@
+"""The watch: is this worker healthy, what does it run, and does it get on with its work?
+
+Health is judged by progress, not by the process being there. A worker with free slots and a backlog that ends nothing
+subscribes again after ``worker.stall_timeout``, and exits after twice that time, so that its supervisor starts a new
+one.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import threading
+import time
+import traceback
+from typing import TYPE_CHECKING
+
+from msgspec import Struct
+
+from taskq.errors import TransportError, WorkerError
+from taskq.spi.pool import Running, SupportsInspect
+from taskq.spi.transport import SupportsStats
+from taskq.worker.engines import InlineEngine
+
+if TYPE_CHECKING:
+    from taskq.worker.engines import PoolEngine
+    from taskq.worker.worker import Worker
+
+logger = logging.getLogger("taskq.worker")
+_PERIOD = 1.0
+_SILENCE = 60.0
+"""Seconds without a turn of the intake, which turns every few seconds at the latest, after which it counts as stuck."""
+_LAST_RESORT = 30.0
+
+
+class RunningTask(Struct, frozen=True):
+    """A task that runs now: ``age`` in seconds, ``where`` the thread, process or coroutine, ``stack`` if asked for."""
+
+    task: str
+    id: str
+    queue: str
+    attempt: int
+    age: float
+    where: str
+    stack: str | None = None
+
+
+class Health(Struct, frozen=True):
+    """How a worker is. ``live``: restarting would not help; ready: it takes and ends work; ``reasons`` say why not.
+
+    Times in seconds; ``idle_for`` since something last ended, ``oldest_task`` the age of the task that runs longest.
+    """
+
+    live: bool
+    ready: bool
+    reasons: tuple[str, ...]
+    worker: str
+    pid: int
+    pools: tuple[str, ...]
+    queues: tuple[str, ...]
+    slots: int
+    held: int
+    ended: int
+    failed: int
+    uptime: float
+    idle_for: float
+    oldest_task: float | None = None
+
+
+class Watch:
+    """Watches one worker; ``tick`` is called once a second, everything else by any thread."""
+
+    def __init__(self, worker: Worker, engine: InlineEngine | PoolEngine) -> None:
+        self._worker = worker
+        self._engine = engine
+        self._next = 0.0
+        self._started = self._since = self._moved = time.monotonic()
+        self._turns = -1
+        self._warned = False
+        self._stalled = False
+
+    # ---------------------------------------------------------------------------------------------------- stalling
+
+    def tick(self, now: float) -> None:
+        """Look whether work goes on; ``now`` is monotonic."""
+        if now < self._next:
+            return
+        self._next = now + _PERIOD
+        worker, engine = self._worker, self._engine
+        turns = worker.settler.turns
+        if turns != self._turns:
+            self._turns, self._moved = turns, now
+            self._since, self._warned, self._stalled = now, False, False
+            return
+        limit = worker.settings.stall_timeout
+        if worker.stopping or worker.broker_down or worker.settler.blocked or engine.full():
+            self._since = now
+            return
+        if now - self._since < limit:
+            return
+        backlog = self._backlog()
+        if not backlog:
+            self._since = now
+            return
+        self._stalled = True
+        if not self._warned:
+            self._warned, self._since = True, now
+            logger.error(
+                "no progress for %.0f s although %d message(s) wait and slots are free; subscribing again",
+                limit,
+                backlog,
+            )
+            engine.resubscribe()
+            return
+        worker.fail(
+            WorkerError(
+                f"no progress for {2 * limit:.0f} s although {backlog} message(s) wait and slots are free, and "
+                "subscribing again did not help; this worker ends, so that its supervisor starts a new one"
+            )
+        )
+        self._since = now + _LAST_RESORT
+        if worker.has_process:  # whatever hangs here must not keep the process
+            threading.Timer(_LAST_RESORT, os._exit, (1,)).start()
+
+    def _backlog(self) -> int:
+        """Return how many messages this worker could take now; unordered queues only, others may wait for a group."""
+        worker = self._worker
+        if not isinstance(worker.transport, SupportsStats):
+            return 0
+        queues = [q.queue for q in worker.queues if not worker.app.queue_spec(q.queue).ordered]
+        try:
+            return sum(counts.ready or 0 for counts in worker.transport.stats(queues).values())
+        except TransportError as error:
+            logger.debug("watch: no counts this time: %s", error)
+            return 0
+
+    # ------------------------------------------------------------------------------------------------------ health
+
+    def health(self) -> Health:
+        """Return how the worker is."""
+        worker, now = self._worker, time.monotonic()
+        dead: list[str] = []
+        unready: list[str] = []
+        if now - self._engine.turned > _SILENCE and not self._engine.full():
+            dead.append(f"the intake has not turned for {now - self._engine.turned:.0f} s")
+        if worker.settler.fatal is not None:
+            dead.append(f"it ends: {worker.settler.fatal}")
+        if not worker.ready.is_set():
+            unready.append("it is not started, or has stopped")
+        if worker.stopping:
+            unready.append("it is stopping")
+        if worker.broker_down:
+            unready.append("the broker is not available")
+        if worker.settler.blocked:
+            unready.append("finished tasks cannot be settled: broker or result store is not available")
+        if self._stalled:
+            unready.append("there is a backlog, slots are free, and nothing ends")
+        running = self.running()
+        return Health(
+            live=not dead, ready=not dead and not unready, reasons=(*dead, *unready), worker=worker.name,
+            pid=os.getpid(), pools=tuple(p.spec.name for p in worker.pools),
+            queues=tuple(q.queue for q in worker.queues), slots=worker.slots, held=len(worker.held),
+            ended=worker.settler.ended, failed=worker.settler.failed, uptime=now - self._started,
+            idle_for=now - self._moved, oldest_task=max((r.age for r in running), default=None),
+        )  # fmt: skip
+
+    def running(self, *, stacks: bool = False) -> list[RunningTask]:
+        """Return the tasks that run now, the oldest first, as far as the pool can tell."""
+        worker, now, found = self._worker, time.monotonic(), []
+        pool = worker.pool
+        for entry in pool.running(stacks=stacks) if isinstance(pool, SupportsInspect) else self._inline(stacks):
+            job = worker.held.get(entry.key)
+            if job is not None and job.header is not None:
+                header = job.header
+                age = max(0.0, now - entry.since)
+                found.append(RunningTask(job.task, header.id, job.queue, header.attempt, age, entry.where, entry.stack))
+        return found
+
+    def _inline(self, stacks: bool) -> list[Running]:
+        """Say what can be said of a pool that does not tell."""
+        engine = self._engine
+        if not isinstance(engine, InlineEngine) or not engine.running or engine.thread is None:
+            return []
+        frame = sys._current_frames().get(engine.thread) if stacks else None
+        stack = None if frame is None else "".join(traceback.format_stack(frame))
+        # which of the batch it is, only the pool knows: the first one held that has not ended
+        key = next(iter(self._worker.held), None)
+        return [] if key is None else [Running(key, engine.turned, "the worker's own thread", stack)]
+
+    def dump(self) -> None:
+        """Log what runs where, with stacks."""
+        tasks = self.running(stacks=True)
+        health = self.health()
+        logger.warning(
+            "dump: worker %s, %s, %d slot(s), %d message(s) held, %d ended, %d task(s) running%s",
+            health.worker, "+".join(health.pools), health.slots, health.held, health.ended, len(tasks),
+            "" if health.ready else "; not ready: " + "; ".join(health.reasons),
+        )  # fmt: skip
+        for task in tasks:
+            stack = "\n" + task.stack.rstrip() if task.stack else ""
+            logger.warning(
+                "dump: task %s [%s] for %.1f s in %s, from %s, attempt %d%s",
+                task.task, task.id, task.age, task.where, task.queue, task.attempt, stack,
+            )  # fmt: skip
