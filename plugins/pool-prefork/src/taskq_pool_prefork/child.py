@@ -89,6 +89,7 @@ class ChildProcess:
         self._to_raise: BaseException | None = None
         self._softs: dict[str, float | None] = {}
         self._forked = False
+        self._masks: dict[int, set[Any]] = {}
         stat = os.fstat(data.fileno())
         self._identity = stat.st_dev, stat.st_ino
         self._frames = Frames()
@@ -108,7 +109,7 @@ class ChildProcess:
         for number in QUIET_SIGNALS:
             signal.signal(number, do_nothing)
         signal.signal(signal.SIGALRM, self._on_alarm)
-        os.register_at_fork(after_in_child=self._after_fork)
+        os.register_at_fork(before=self._before_fork, after_in_parent=self._unblock, after_in_child=self._after_fork)
         if isinstance(sys.stdout, io.TextIOWrapper):
             sys.stdout.reconfigure(line_buffering=True)  # what a task prints is seen at once, not lost with the process
         self._control.start()
@@ -373,6 +374,16 @@ class ChildProcess:
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         return peak if sys.platform == "darwin" else peak * 1024
 
+    def _before_fork(self) -> None:
+        """Hold back signals, so that one for the new process waits until it is itself again."""
+        blocked = signal.pthread_sigmask(signal.SIG_BLOCK, QUIET_SIGNALS)
+        self._masks[threading.get_ident()] = blocked
+
+    def _unblock(self) -> None:
+        mask = self._masks.pop(threading.get_ident(), None)
+        if mask is not None:
+            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+
     def _after_fork(self) -> None:
         """Give up, in a process that a task has forked, what is this one's alone."""
         self._forked = True
@@ -385,6 +396,7 @@ class ChildProcess:
             signal.signal(number, signal.SIG_DFL)
         signal.signal(signal.SIGINT, signal.default_int_handler)
         signal.signal(signal.SIGALRM, signal.SIG_DFL)
+        self._unblock()
 
 
 def _text(text: str | None) -> str | None:
