@@ -162,19 +162,19 @@ def _redis_bytes(url: str) -> int:
     with redis.Redis.from_url(url) as client:
         for key in client.scan_iter(count=1000):
             total += len(key)
-            kind: bytes = client.type(key)  # type: ignore[assignment]
+            kind: bytes = client.type(key)
             if kind == b"string":
-                total += client.strlen(key)  # type: ignore[operator]
+                total += client.strlen(key)
             elif kind == b"list":
-                total += sum(map(len, client.lrange(key, 0, -1)))  # type: ignore[arg-type]
+                total += sum(map(len, client.lrange(key, 0, -1)))
             elif kind == b"set":
-                total += sum(map(len, client.smembers(key)))  # type: ignore[arg-type]
+                total += sum(map(len, client.smembers(key)))
             elif kind == b"zset":
-                total += sum(len(part) + 8 for part in client.zrange(key, 0, -1))  # type: ignore[union-attr]
+                total += sum(len(part) + 8 for part in client.zrange(key, 0, -1))
             elif kind == b"hash":
-                total += sum(len(k) + len(v) for k, v in client.hgetall(key).items())  # type: ignore[union-attr]
+                total += sum(len(k) + len(v) for k, v in client.hgetall(key).items())
             elif kind == b"stream":
-                for _, fields in client.xrange(key):  # type: ignore[union-attr]
+                for _, fields in client.xrange(key):
                     total += 16 + sum(len(k) + len(v) for k, v in fields.items())
     return total
 

@@ -198,6 +198,7 @@ GROUPS = [
         "Pools: 8 threads, on Redis",
         [
             taskq("taskq, threads", pool="-P threads -c 8"),
+            taskq("taskq, solo"),
             peer("dramatiq", "dramatiq_redis", scale=0.01, pool="-p 1 -t 8"),
         ],
         Sizes(drain=150_000, single=300, calls=500),

@@ -56,12 +56,19 @@ def summary(rows: list[dict[str, Any]], roles: dict[str, str], base: dict[str, A
     return ", ".join(parts)
 
 
+def remark(row: dict[str, Any], early: set[str]) -> str:
+    """Return a row's note; beside a drain's rate also whether a crash would lose tasks."""
+    loses = row["contender"] in early and row["case"].startswith("drain")
+    return "; ".join(filter(None, [row["note"], "acknowledges before the run" if loses else ""]))
+
+
 def groups(result: Result) -> Iterator[tuple[str, str, list[tuple[str, str, Lines]]]]:
     """Yield each group: name, title, and its cases as (name, unit, lines)."""
     goals = {(group, case): goal for group, case, goal in result["goals"]}
     names = list(dict.fromkeys(row["group"] for row in result["rows"]))
     for name in names:
         roles = {label: role for group, label, role, _ in result["contenders"] if group == name}
+        early = {c[1] for c in result["contenders"] if c[0] == name and c[3]["ack"].startswith("before")}
         rows = [row for row in result["rows"] if row["group"] == name]
         cases = []
         for case in dict.fromkeys(row["case"] for row in rows):
@@ -77,7 +84,8 @@ def groups(result: Result) -> Iterator[tuple[str, str, list[tuple[str, str, Line
                         row["contender"], number(median(row["values"])),
                         f"{number(min(row['values']))}–{number(max(row['values']))}" if len(row["values"]) > 1 else "",
                         summary(lines, roles, row) if row is base else times(ratio(row, base)),
-                        goal if row is base else "", row["note"],
+                        goal if row is base else "",
+                        remark(row, early),
                     ]
                     for row in lines
                 ],

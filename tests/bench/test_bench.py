@@ -69,6 +69,7 @@ def test_the_plot_is_well_formed_and_has_a_bar_for_each() -> None:
 
 def test_reports_hold_everything_that_was_and_was_not_measured() -> None:
     for text in (report.text(result()), report.document(result())):
+        assert "polls; acknowledges before the run" in text
         for said in ("4.00 ×", "≥ 40,000", "before the run", "fsync on", "no such version", "ended with 1", "polls"):
             assert said in text, said
 
