@@ -26,7 +26,9 @@ def test_different_names_stay_different() -> None:
 
 
 def test_the_ending_fifo_is_the_same_queue() -> None:
-    assert names.server_name("", "orders.fifo", fifo=True) == names.server_name("", "orders", fifo=True) == "orders.fifo"
+    assert (
+        names.server_name("", "orders.fifo", fifo=True) == names.server_name("", "orders", fifo=True) == "orders.fifo"
+    )
 
 
 @pytest.mark.parametrize("queue", ["a_-b", "a b", "a/b", "é", "", ".fifo", "q" * 81, "a:b"])

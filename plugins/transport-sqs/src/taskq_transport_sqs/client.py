@@ -204,6 +204,10 @@ class Client:
         """
         return self._repeat(getattr(self._quick, operation), operation, _TRIES, parameters)
 
+    def call_once(self, operation: str, **parameters: Any) -> Any:
+        """As ``call``, for who must know of each try."""
+        return self._repeat(getattr(self._quick, operation), operation, 1, parameters)
+
     def poll(self, **parameters: Any) -> Any:
         """Receive messages; not repeated here, as the caller asks again anyway. Errors: as ``call``."""
         client = self._polls if parameters["WaitTimeSeconds"] else self._quick

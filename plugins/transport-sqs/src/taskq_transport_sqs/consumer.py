@@ -72,7 +72,7 @@ class _Lane:
 class _Held:
     """What is known of one message that the server has handed to us."""
 
-    __slots__ = ("deadline", "delivered", "group", "lane", "since", "size", "waiting")
+    __slots__ = ("deadline", "delivered", "doubtful", "group", "lane", "since", "size", "waiting")
 
     def __init__(self, lane: _Lane, size: int, now: float, deadline: float, group: str | None) -> None:
         self.lane = lane
@@ -81,6 +81,8 @@ class _Held:
         self.deadline = deadline
         self.group = group
         self.delivered = False
+        self.doubtful = False
+        """Whether it was settled without an answer of the server."""
         self.waiting = False
         """Whether it waits for one before it in its group."""
 
@@ -489,9 +491,9 @@ class SqsConsumer:
                         releases += [Change(held.lane.queue, d.receipt, 0) for d in reversed(successors)]
                         chosen.update(d.receipt for d in successors)
                     delay = min(MAX_HOLD_S, max(0.0, settlement.delay))
-                    releases.append(Change(held.lane.queue, receipt, math.ceil(delay)))
+                    releases.append(Change(held.lane.queue, receipt, math.ceil(delay), doubtful=held.doubtful))
                 else:
-                    acks.append(Change(held.lane.queue, receipt, None))
+                    acks.append(Change(held.lane.queue, receipt, None, doubtful=held.doubtful))
         self._hand_back(returned)
         if not chosen:
             self._done_before.clear()
@@ -509,6 +511,10 @@ class SqsConsumer:
         asked = {s.receipt for s in settlements}
         lost += [Lost(handle, reason) for handle, reason in outcome.lost.items() if handle in asked]
         if outcome.error is not None:
+            for change in (*acks, *releases):
+                doubted = self._held.get(change.handle)
+                if doubted is not None:
+                    doubted.doubtful = change.doubtful
             self._done_before |= outcome.done
             raise outcome.error
         self._done_before.clear()

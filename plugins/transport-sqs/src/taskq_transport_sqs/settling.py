@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from taskq.errors import QueueMissing, TransportError
+from taskq_transport_sqs.client import Ambiguous
 
 if TYPE_CHECKING:
     from taskq_transport_sqs.queues import Queue
@@ -23,12 +24,14 @@ _LOST = frozenset({"MessageNotInflight", "ReceiptHandleIsInvalid", "InvalidParam
 class Change:
     """What to do with one message: delete it (None), or hide it for so many seconds from now."""
 
-    __slots__ = ("handle", "queue", "seconds")
+    __slots__ = ("doubtful", "handle", "queue", "seconds")
 
-    def __init__(self, queue: Queue, handle: Any, seconds: int | None) -> None:
+    def __init__(self, queue: Queue, handle: Any, seconds: int | None, *, doubtful: bool = False) -> None:
         self.queue = queue
         self.handle: str = handle
         self.seconds = seconds
+        self.doubtful = doubtful
+        """Whether it was tried without an answer: a receipt that is refused now may have been used up then."""
 
 
 class Changed:
@@ -74,6 +77,7 @@ class Settler:
         left = dict(enumerate(batch))
         deleting = batch[0].seconds is None
         operation = "delete_message_batch" if deleting else "change_message_visibility_batch"
+        problem: TransportError | None = None
         for attempt in range(_TRIES):
             if attempt:
                 time.sleep(_PAUSE * 2**attempt * random.uniform(0.5, 1.5))  # noqa: S311
@@ -84,27 +88,35 @@ class Settler:
                     entry["VisibilityTimeout"] = change.seconds  # type: ignore[assignment]
                 entries.append(entry)
             try:
-                answer = self._client.call(operation, QueueUrl=batch[0].queue.url, Entries=entries)
+                answer = self._client.call_once(operation, QueueUrl=batch[0].queue.url, Entries=entries)
             except QueueMissing:
                 outcome.lost.update((change.handle, "its queue was deleted") for change in left.values())
                 return
             except TransportError as error:
-                outcome.error = error
-                return
+                for change in left.values():
+                    change.doubtful |= isinstance(error, Ambiguous)
+                problem = error
+                if error.retryable:
+                    continue
+                break
             failed = {int(f["Id"]): f for f in answer.get("Failed") or ()}
             for number, change in list(left.items()):
                 why = failed.get(number)
                 if why is None:
                     outcome.done.add(change.handle)
                 elif str(why.get("Code")).rpartition(".")[2] in _LOST:
-                    outcome.lost[change.handle] = f"the server refused its receipt: {why.get('Message') or why['Code']}"
+                    if change.doubtful:
+                        outcome.done.add(change.handle)
+                    else:
+                        outcome.lost[change.handle] = f"the server refused its receipt: {why.get('Message')}"
                 else:
+                    change.doubtful = True
+                    problem = TransportError(
+                        f"{self._client.target.name} did not settle a message of {change.queue.url}: "
+                        f"{why.get('Code')} {why.get('Message') or ''}"
+                    )
                     continue
                 del left[number]
             if not left:
                 return
-        why = failed[next(iter(left))]
-        outcome.error = TransportError(
-            f"{self._client.target.name} did not settle {len(left)} messages of {batch[0].queue.url}: "
-            f"{why.get('Code')} {why.get('Message') or ''}"
-        )
+        outcome.error = problem
