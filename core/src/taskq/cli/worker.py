@@ -36,6 +36,7 @@ def worker(context: Context, /, **options: Any) -> None:
     4 after QUIT.
     """
     _settings(context, options)
+    _patch(context)
     app = context.named_app
     if app.settings.broker[0].scheme == "memory":
         raise ConfigError(
@@ -50,6 +51,25 @@ def worker(context: Context, /, **options: Any) -> None:
         sys.stderr.flush()
         os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])  # noqa: S606  the very command that runs
     sys.exit(code)
+
+
+def _patch(context: Context) -> None:
+    """Let the pool patch the process, if it is one that does; the application must not have been imported by then.
+
+    Hence it must be named on the command line, in the environment or in a file, not in the application's code.
+    """
+    from taskq._plugins import PluginManager
+    from taskq.config import load
+
+    settings = load(config_file=context.config_file, cli=context.settings).settings
+    chosen = settings.plugins
+    plugins = PluginManager(blocked=chosen.blocked, only=chosen.only, choose=dict(chosen.choose))
+    for part in settings.worker.pool.split(","):
+        name = part.partition("=")[0].strip()
+        if name and name != "auto":
+            patch = plugins.select("pool", name).patch
+            if patch is not None:
+                patch()
 
 
 def _settings(context: Context, options: dict[str, Any]) -> None:

@@ -90,11 +90,16 @@ class StoreSpec(Struct, frozen=True, kw_only=True):
 
 
 class PoolSpec(Struct, frozen=True, kw_only=True):
-    """A pool on offer."""
+    """A pool on offer.
+
+    ``patch`` patches the process, where the capability ``monkey_patches`` says so: ``taskq worker`` calls it before the
+    application is imported. The factory raises ConfigError in a process that is not patched.
+    """
 
     name: str
     factory: Callable[[PoolConfig], Pool]
     capabilities: PoolCapabilities
+    patch: Callable[[], None] | None = None
     options: type = NoOptions
     spi: str
     summary: str = ""
