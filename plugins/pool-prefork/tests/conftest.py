@@ -23,7 +23,7 @@ import ctypes, multiprocessing, os, signal, subprocess, sys, threading, time
 from taskq import TaskQ, current_request
 
 HERE = os.path.dirname(os.path.abspath(__file__))
-app = TaskQ("prefork", broker="sqlite:///" + os.path.join(HERE, "queue.db") + "?synchronous=NORMAL", 
+app = TaskQ("prefork", broker="sqlite:///" + os.path.join(HERE, "queue.db") + "?synchronous=NORMAL",
             lease=2.0, max_deliveries={max_deliveries}, max_result_bytes=1_000_000)
 
 def note(*words):

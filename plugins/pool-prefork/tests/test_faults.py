@@ -53,11 +53,10 @@ CRASHES = """
 
     @app.task
     def reuses_everything():
-        os.closerange(3, 4096)
-        for _ in range(30):
-            open(os.path.join(HERE, "victim"), "ab")
-        sys.setrecursionlimit(10000)
-        globals()["kept"] = [open(os.path.join(HERE, "victim"), "ab", buffering=0) for _ in range(30)]
+        victim = open(os.path.join(HERE, "victim"), "ab")
+        for descriptor in range(3, 100):
+            if descriptor != victim.fileno():
+                os.dup2(victim.fileno(), descriptor)
 """
 
 
@@ -71,17 +70,21 @@ def test_a_task_that_kills_its_process_is_dead_after_its_deliveries(site, task):
     works(site)
 
 
-@pytest.mark.parametrize("stay", [False, True])
-def test_a_task_that_closes_descriptors_loses_its_process(site, stay):
+def test_a_task_that_closes_descriptors_loses_its_process(site):
     site.start(CRASHES, max_deliveries=1)
-    with pytest.raises(TaskDead):
-        site.send("closes_everything", stay).get(timeout=PATIENCE_S)
+    before = site.children
+    with pytest.raises(TaskDead, match="lost its sockets"):
+        site.send("closes_everything", True).get(timeout=PATIENCE_S)
+    # one that ends at once may be quicker than the process: what it returned is in shared memory, and counts
+    result = site.send("closes_everything", False)
+    site.eventually(result.ready)
     works(site)
+    assert not set(before) & set(site.children)
 
 
 def test_nothing_is_written_to_a_tasks_file_in_place_of_the_socket(site):
     site.start(CRASHES, max_deliveries=1)
-    with pytest.raises(TaskDead):
+    with pytest.raises(TaskDead, match="lost its sockets"):
         site.send("reuses_everything").get(timeout=PATIENCE_S)
     assert (site.folder / "victim").read_bytes() == b""
     works(site)
@@ -168,9 +171,9 @@ def test_sys_exit_ends_the_task_only(site):
 def test_results_that_cannot_be_sent_fail_their_task_only(site):
     site.start(ODD, concurrency=1)
     before = site.children
-    with pytest.raises(Exception, match="returns_odd|Unpicklable"):
+    with pytest.raises(Exception, match="Unpicklable"):
         site.send("returns_odd").get(timeout=PATIENCE_S)
-    with pytest.raises(Exception, match="^as it is$"):
+    with pytest.raises(Exception, match="as it is"):
         site.send("raises_odd").get(timeout=PATIENCE_S)
     works(site)
     assert site.children == before

@@ -20,8 +20,8 @@ from msgspec import structs
 from taskq.errors import SoftTimeLimitExceeded, TaskCancelled, TaskInterrupted
 from taskq.message import FINISHED, RELEASED
 from taskq.spi import Job, Outcome, Runtime
-from taskq_pool_prefork.control import EXIT_ORPHAN, ControlThread
-from taskq_pool_prefork.processes import QUIET_SIGNALS, die_with_parent, do_nothing
+from taskq_pool_prefork.control import ControlThread
+from taskq_pool_prefork.processes import EXIT_ORPHAN, QUIET_SIGNALS, die_with_parent, do_nothing
 from taskq_pool_prefork.protocol import (
     ACTED,
     ARRAY32,

@@ -12,6 +12,7 @@ import threading
 import traceback
 from collections import deque
 
+from taskq_pool_prefork.processes import EXIT_ORPHAN
 from taskq_pool_prefork.protocol import (
     PING,
     PONG,
@@ -23,8 +24,6 @@ from taskq_pool_prefork.protocol import (
     decode_control,
     encoded_frame,
 )
-
-EXIT_ORPHAN = 1
 
 
 class ControlThread(threading.Thread):

@@ -9,6 +9,7 @@ from taskq.errors import TimeLimitExceeded
 from taskq.spi import Job, Runtime
 from taskq_pool_prefork.crew import MUTE_S, STUCK_S, Crew
 from taskq_pool_prefork.member import Member, State
+from taskq_pool_prefork.processes import LOST_SOCKETS
 from taskq_pool_prefork.protocol import ACTED, RECALL_S, REQUESTED, STARTED, TARGET
 
 log = logging.getLogger("taskq.pool.prefork")
@@ -60,7 +61,7 @@ class Watch:
             return now + 1.0
         if member.lost_at is not None:
             if now >= member.lost_at + LOST_S:
-                member.kill("has lost its sockets (a task must not close what it has not opened) and was killed")
+                member.kill(f"{LOST_SOCKETS} and was killed")
             return max(member.lost_at + LOST_S, now + 0.01)
         if member.state is State.STARTING:
             end = member.born + self._start_timeout

@@ -8,6 +8,9 @@ import sys
 from types import FrameType
 
 _PR_SET_PDEATHSIG = 1
+EXIT_ORPHAN = 119
+"""Exit code of a child that has lost its sockets."""
+LOST_SOCKETS = "has lost its sockets (a task must not close what it has not opened)"
 QUIET_SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1") if hasattr(signal, name)]
 """What the worker's process handles for all. A handler that does nothing, unlike SIG_IGN, is not inherited by programs
 that a task starts."""
@@ -42,6 +45,8 @@ def kill_group(pid: int) -> None:
 
 def describe_end(status: int) -> str:
     """Say how a process ended, from its exit code, negative for a signal."""
+    if status == EXIT_ORPHAN:
+        return LOST_SOCKETS
     if status >= 0:
         return f"ended with exit code {status}"
     try:
