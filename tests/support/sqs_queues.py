@@ -26,7 +26,7 @@ def sqs_client(server: str) -> Any:
         region_name="elasticmq",
         endpoint_url=f"http://{url.host}:{url.port}",
         aws_access_key_id="taskq",
-        aws_secret_access_key="taskq",  # noqa: S106
+        aws_secret_access_key="taskq",
         config=config,
     )
 

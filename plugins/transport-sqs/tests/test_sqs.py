@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib.util
 import subprocess
 import sys
-import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -578,7 +577,7 @@ def test_a_failure_after_the_fact_is_maybe_sent(sqs_url: str, meddler: Any) -> N
         (failure,) = transport.send(messages("a"))
         assert failure.maybe_sent
         assert failure.retryable
-        assert {p for p in payloads(collect(consumer_of(transport), 1))} == {"a"}
+        assert payloads(collect(consumer_of(transport), 1)) == ["a"]
 
 
 @pytest.mark.parametrize("code", ["InvalidClientTokenId", "SignatureDoesNotMatch", "ExpiredToken"])

@@ -178,8 +178,8 @@ class Queues:
                     self._compare(client, found, spec)
                 if spec.ordered and not found.fifo:
                     raise NotSupported(
-                        f"queue {spec.name!r} is declared ordered, but there is a standard queue of this name, which SQS "
-                        "cannot change; delete it, or give the ordered queue another name"
+                        f"queue {spec.name!r} is declared ordered, but there is a standard queue of this name, which "
+                        "SQS cannot change; delete it, or give the ordered queue another name"
                     )
                 self._queues[spec.name] = found
             facts[spec.name] = self._facts(fifo=found.fifo, created=created)
