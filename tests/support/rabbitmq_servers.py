@@ -6,12 +6,14 @@ import base64
 import contextlib
 import json
 import os
+import shutil
 import signal
-import time
+import tempfile
 import urllib.error
 import urllib.request
 import uuid
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any, Self
 from urllib.parse import SplitResult, parse_qs, quote, urlsplit
 
@@ -64,47 +66,32 @@ def names(server: str, url: str) -> set[str]:
 
 
 class OwnRabbit(RabbitMQ):
-    """A broker of a test's own; its messages survive a restart on the same port."""
+    """A broker of a test's own; what it has survives a restart on the same port."""
+
+    managed = False  # it starts sooner
 
     def __enter__(self) -> Self:
+        self.data = Path(tempfile.mkdtemp(prefix="taskq-rabbitmq-data-"))  # its guard removes the other folder
         self.start()
         return self
 
     def __exit__(self, *_: object) -> None:
         self.stop()
+        shutil.rmtree(self.data, ignore_errors=True)
 
-    @property
-    def pid(self) -> int:
-        """The Erlang machine's."""
-        return int((self.folder / f"{self.node}.pid").read_text())
-
-    def kill(self) -> None:
-        """End it as a power cut would; `again` starts it."""
-        os.kill(self.pid, signal.SIGKILL)
-        self._gone()
-
-    def terminate(self) -> None:
-        """End it in good order; `again` starts it."""
-        os.kill(self.pid, signal.SIGTERM)
-        self._gone()
-
-    def _gone(self) -> None:
+    def end(self, number: signal.Signals) -> None:
+        """End it in good order (TERM), or as a power cut would (KILL); ``again`` starts it."""
+        os.kill(int((self.data / f"{self.node}.pid").read_text()), number)
         assert self.guard is not None
+        assert self.guard.stdin is not None
         self.guard.wait(30)
-        self.guard = None
+        self.guard.stdin.close()
 
     def again(self) -> None:
         """Start it with the data that it had."""
-        self.keep = True
+        self.folder.mkdir(exist_ok=True)
         self.start()
 
     def control(self, *arguments: str) -> None:
         """Run rabbitmqctl."""
         self.tool("env", *self.environment(), str(self.program()).replace("rabbitmq-server", "rabbitmqctl"), *arguments)
-
-    def await_alarm(self, on: bool) -> None:
-        """Wait until the memory alarm is as it should be."""
-        deadline = time.monotonic() + 10
-        while ask(self.url(), "GET", "nodes?columns=mem_alarm")[0]["mem_alarm"] is not on:
-            assert time.monotonic() < deadline
-            time.sleep(0.1)

@@ -263,12 +263,14 @@ class RabbitMQ(Server):
     name = "rabbitmq"
     packages = "rabbitmq-server"
     settings: ClassVar[str] = ""  # more lines of rabbitmq.conf
-    keep = False  # started again: the folder has its data
+    advanced: ClassVar[str] = "[]."  # what rabbitmq.conf has no words for
+    managed: ClassVar[bool] = True  # with the plugin
 
     def __init__(self, *, durable: bool = False) -> None:
         super().__init__(durable=durable)
         self.management, self.distribution, self.mapper = free_port(), free_port(), free_port()
         self.node = f"taskq{self.port}@localhost"
+        self.data = self.folder
 
     @classmethod
     def program(cls) -> str | None:
@@ -283,9 +285,10 @@ class RabbitMQ(Server):
             f"RABBITMQ_NODE_PORT={self.port}",
             "RABBITMQ_NODE_IP_ADDRESS=127.0.0.1",
             f"RABBITMQ_DIST_PORT={self.distribution}",
-            f"RABBITMQ_MNESIA_BASE={self.folder}",
+            f"RABBITMQ_MNESIA_BASE={self.data}",
             f"RABBITMQ_LOG_BASE={self.folder}",
             f"RABBITMQ_CONFIG_FILE={self.folder}/rabbitmq",
+            f"RABBITMQ_ADVANCED_CONFIG_FILE={self.folder}/advanced.config",
             f"RABBITMQ_ENABLED_PLUGINS_FILE={self.folder}/enabled_plugins",
             "RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS=-kernel inet_dist_use_interface {127,0,0,1}",
             "ERL_EPMD_ADDRESS=127.0.0.1",
@@ -294,11 +297,12 @@ class RabbitMQ(Server):
         ]
 
     def prepare(self) -> None:
-        (self.folder / "enabled_plugins").write_text("[rabbitmq_management].\n")
-        (self.folder / "rabbitmq.conf").write_text(
-            f"management.tcp.ip = 127.0.0.1\nmanagement.tcp.port = {self.management}\n"
-            f"loopback_users = none\nlog.console = false\n{self.settings}"
-        )
+        settings = f"loopback_users = none\nlog.console = false\n{self.settings}"
+        if self.managed:
+            settings += f"management.tcp.ip = 127.0.0.1\nmanagement.tcp.port = {self.management}\n"
+        (self.folder / "enabled_plugins").write_text("[rabbitmq_management]." if self.managed else "[].")
+        (self.folder / "advanced.config").write_text(self.advanced)
+        (self.folder / "rabbitmq.conf").write_text(settings)
 
     def command(self) -> list[str]:
         # The mapper would outlive the server that starts it, so it is started here and ended with it.
@@ -314,6 +318,8 @@ class RabbitMQ(Server):
     def answers(self) -> bool:
         import http.client
 
+        if not self.managed:
+            return super().answers()
         with contextlib.suppress(OSError, http.client.HTTPException):
             connection = http.client.HTTPConnection("127.0.0.1", self.management, timeout=1)
             connection.request("GET", "/api/overview")
