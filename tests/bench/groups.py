@@ -61,45 +61,6 @@ AMQP, ZEROMQ, SQS = (f"taskq.transports:{name}" for name in ("amqp", "zeromq", "
 
 GROUPS = [
     Group(
-        "sqlite",
-        "SQLite file, one worker process, one task at a time",
-        [
-            taskq("taskq", "sqlite:///{folder}/taskq.db"),
-            taskq("taskq, synchronous=NORMAL", "sqlite:///{folder}/taskq.db?synchronous=NORMAL"),
-            floor("sqlite3 alone", "sqlite"),
-            peer("huey", "huey_sqlite", scale=0.015),
-            peer("Celery, SQLAlchemy", "celery_sqlalchemy", scale=0.006, call_scale=0.2),
-            peer("Celery, filesystem", "celery_filesystem", scale=0.01, call_scale=0.2),
-            peer("flexiq", "flexiq_sqlite", scale=0.015),
-            peer("potatoq", "potatoq_sqlite", scale=0.015),
-        ],
-        Sizes(drain=100_000, single=2_000, calls=500),
-        {
-            DRAIN: "≥ 40,000", DRAIN_KEPT: "≥ 18,000", BULK: "≥ 80,000", SINGLE: "≥ 2,500", TRIP: "≤ 2", START: "≤ 0.5",
-        },
-        idle=True,
-    ),
-    Group(
-        "postgresql",
-        "PostgreSQL, fsync on, one worker process, one task at a time",
-        [
-            taskq("taskq"),
-            floor("psycopg alone", "postgresql"),
-            peer("procrastinate", "procrastinate_postgresql", scale=0.05),
-            peer("gylo", "gylo_postgresql", scale=0.5),
-        ],
-        Sizes(drain=30_000, single=1_000, calls=300),
-        {DRAIN: "≥ 8,000", TRIP: "≤ 4"},
-        server="TASKQ_TEST_POSTGRESQL_URL",
-    ),
-    Group(
-        "mariadb",
-        "MariaDB, innodb_flush_log_at_trx_commit=1, one worker process, one task at a time",
-        [taskq("taskq")],
-        Sizes(drain=20_000, single=1_000, calls=200),
-        server="TASKQ_TEST_MARIADB_URL",
-    ),
-    Group(
         "redis",
         "Redis, one worker process, no-op tasks",
         [
@@ -231,5 +192,44 @@ GROUPS = [
         {pool_cases.NAP: "≥ 3,000; ≥ 2 × Celery gevent"},
         server="TASKQ_TEST_REDIS_URL",
         measure=pool_cases.concurrent,
+    ),
+    Group(
+        "sqlite",
+        "SQLite file, one worker process, one task at a time",
+        [
+            taskq("taskq", "sqlite:///{folder}/taskq.db"),
+            taskq("taskq, synchronous=NORMAL", "sqlite:///{folder}/taskq.db?synchronous=NORMAL"),
+            floor("sqlite3 alone", "sqlite"),
+            peer("huey", "huey_sqlite", scale=0.01),
+            peer("Celery, SQLAlchemy", "celery_sqlalchemy", scale=0.003, call_scale=0.2),
+            peer("Celery, filesystem", "celery_filesystem", scale=0.006, call_scale=0.2),
+            peer("flexiq", "flexiq_sqlite", scale=0.008),
+            peer("potatoq", "potatoq_sqlite", scale=0.015),
+        ],
+        Sizes(drain=100_000, single=2_000, calls=500),
+        {
+            DRAIN: "≥ 40,000", DRAIN_KEPT: "≥ 18,000", BULK: "≥ 80,000", SINGLE: "≥ 2,500", TRIP: "≤ 2", START: "≤ 0.5",
+        },
+        idle=True,
+    ),
+    Group(
+        "postgresql",
+        "PostgreSQL, fsync on, one worker process, one task at a time",
+        [
+            taskq("taskq"),
+            floor("psycopg alone", "postgresql"),
+            peer("procrastinate", "procrastinate_postgresql", scale=0.05),
+            peer("gylo", "gylo_postgresql", scale=0.5),
+        ],
+        Sizes(drain=30_000, single=1_000, calls=300),
+        {DRAIN: "≥ 8,000", TRIP: "≤ 4"},
+        server="TASKQ_TEST_POSTGRESQL_URL",
+    ),
+    Group(
+        "mariadb",
+        "MariaDB, innodb_flush_log_at_trx_commit=1, one worker process, one task at a time",
+        [taskq("taskq")],
+        Sizes(drain=20_000, single=1_000, calls=200),
+        server="TASKQ_TEST_MARIADB_URL",
     ),
 ]  # fmt: skip
