@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from taskq.spi import Url, parse_urls
+from taskq.spi import parse_urls
 from taskq.testing import CoordinationSuite, PackagingSuite, StoreSuite
 from taskq_lib_zeromq import protocol
 from taskq_lib_zeromq.link import Link, make_target

@@ -8,6 +8,7 @@ is used by one thread at a time. Nothing here survives a fork; owners check the 
 from __future__ import annotations
 
 import os
+import socket
 import threading
 import time
 import uuid
@@ -121,7 +122,9 @@ def address_of(url: Url) -> str:
         NotSupported: both, or a user or password, which a hub does not know.
     """
     if url.username or url.password:
-        raise NotSupported(f"{url} has a user or password; a hub knows clients by curve_public_key and curve_secret_key")
+        raise NotSupported(
+            f"{url} has a user or password; a hub knows clients by curve_public_key and curve_secret_key"
+        )
     path = url.path.rstrip("/")
     if not path:
         host = url.host or "127.0.0.1"
@@ -166,6 +169,35 @@ def _curve(options: LinkOptions) -> Curve | None:
     return Curve(server, public, secret)
 
 
+def greeting_mechanism(address: str, timeout: float) -> str | None:
+    """Return the security mechanism that a ZeroMQ socket announces (NULL, CURVE), None where it does not say."""
+    greeting = b"\xff" + bytes(8) + b"\x7f\x03\x01"  # no mechanism of ours, so that it has no reason to hang up
+    heard = b""
+    try:
+        with _dial(address, timeout) as dialled:
+            dialled.sendall(greeting)
+            while len(heard) < 32 and (data := dialled.recv(64)):
+                heard += data
+    except OSError:
+        pass  # what was heard until then may do
+    return heard[12:32].rstrip(b"\0").decode("ascii", "replace") if len(heard) >= 32 else None
+
+
+def _dial(address: str, timeout: float) -> socket.socket:
+    kind, _, rest = address.partition("://")
+    if kind == "ipc":
+        dialled = socket.socket(socket.AF_UNIX)
+        dialled.settimeout(timeout)
+        dialled.connect(rest)
+        return dialled
+    host, _, port = rest.rpartition(":")
+    return socket.create_connection((host.strip("[]"), int(port)), timeout)
+
+
+def _readable(source: zmq.Socket[bytes]) -> bool:
+    return bool(int(source.get(zmq.EVENTS)) & zmq.POLLIN)
+
+
 class Broken(Exception):
     """The connection is gone; why is in the text."""
 
@@ -182,13 +214,14 @@ class Link:
         self._wake_fd = wake_fd
         self._poller = zmq.Poller()
         self._n = 0
+        self._handshake_failed = False
 
     @property
     def connected(self) -> bool:
         """Whether the connection stands, as far as is known by now."""
         if self._monitor is None:
             return False
-        if self._monitor.getsockopt(zmq.EVENTS) & zmq.POLLIN:  # type: ignore[operator]
+        if _readable(self._monitor):
             self.close()
             return False
         return True
@@ -215,42 +248,47 @@ class Link:
         for step in range(count):
             index = (target.first[0] + step) % count
             address = target.addresses[index]
-            for again in (False, True):
-                try:
-                    self.welcome = self._greet(address, wait)
-                    target.first[0] = index
-                    return self.welcome
-                except Broken as error:
-                    problem = target.errors.failed(
-                        f"no hub answers at {address}: {error}; start one with `taskq zeromq hub`, or correct the URL"
-                    )
-                    if not (again is False and self._refusal and target.curve is not None):
-                        break  # a wrong key looks like a network fault, but it does so each time
-                    if again:
-                        break
-                except TaskQError as error:
-                    self.close()
-                    if not getattr(error, "retryable", True) and step == count - 1:
-                        raise
-                    problem = error
-                    break
-            else:
-                problem = self._unauthorized(address)
+            try:
+                self.welcome = self._greet(address, wait)
+                target.first[0] = index
+                return self.welcome
+            except Broken as error:
+                problem = self._judge(address, error, wait)
+            except TaskQError as error:
+                problem = error
+            if not getattr(problem, "retryable", True) and step == count - 1:
+                break
         assert problem is not None
         self.close()
         raise problem
 
-    _refusal = False
+    def _judge(self, address: str, error: Broken, wait: float) -> TaskQError:
+        """Return why there is no connection: a refusal of keys looks much like a network that broke."""
+        target = self.target
+        if self._handshake_failed:
+            theirs = greeting_mechanism(address, wait)
+            mine = "NULL" if target.curve is None else "CURVE"
+            if theirs is not None and theirs != mine:
+                return self._other_mechanism(address)
+            if theirs == "CURVE":
+                return target.errors.refused(
+                    f"the hub at {address} does not accept the keys of this connection; compare curve_server_key with "
+                    "the hub's public key, and see whether the hub knows curve_public_key"
+                )
+        return target.errors.failed(
+            f"no hub answers at {address}: {error}; start one with `taskq zeromq hub`, or correct the URL"
+        )
 
-    def _unauthorized(self, address: str) -> TaskQError:
+    def _other_mechanism(self, address: str) -> TaskQError:
+        mine = "with" if self.target.curve is not None else "without"
         return self.target.errors.refused(
-            f"the hub at {address} does not accept the keys of this connection; compare curve_server_key with the "
-            "hub's public key, and see whether the hub knows curve_public_key"
+            f"the hub at {address} takes no connection {mine} CURVE encryption; give curve_server_key exactly where the "
+            "hub was started with a secret key"
         )
 
     def _greet(self, address: str, timeout: float) -> Welcome:
         self.close()
-        self._refusal = False
+        self._handshake_failed = False
         end = time.monotonic() + timeout
         self._make_socket(address)
         try:
@@ -272,30 +310,30 @@ class Link:
 
     def _make_socket(self, address: str) -> None:
         target = self.target
-        socket = context().socket(zmq.DEALER)
+        dealer = context().socket(zmq.DEALER)
         try:
-            socket.setsockopt(zmq.LINGER, 0)
-            socket.setsockopt(zmq.RECONNECT_IVL, -1)
-            socket.setsockopt(zmq.SNDHWM, _SENT_AT_ONCE)
-            socket.setsockopt(zmq.RCVHWM, _SENT_AT_ONCE)
-            socket.setsockopt(zmq.IPV6, int("[" in address))
+            dealer.setsockopt(zmq.LINGER, 0)
+            dealer.setsockopt(zmq.RECONNECT_IVL, -1)
+            dealer.setsockopt(zmq.SNDHWM, _SENT_AT_ONCE)
+            dealer.setsockopt(zmq.RCVHWM, _SENT_AT_ONCE)
+            dealer.setsockopt(zmq.IPV6, int("[" in address))
             beat = round(target.heartbeat * 1000)
-            socket.setsockopt(zmq.HEARTBEAT_IVL, beat)
-            socket.setsockopt(zmq.HEARTBEAT_TIMEOUT, beat * 3)
+            dealer.setsockopt(zmq.HEARTBEAT_IVL, beat)
+            dealer.setsockopt(zmq.HEARTBEAT_TIMEOUT, beat * 3)
             if target.curve is not None:
-                socket.curve_serverkey = target.curve.server.encode()
-                socket.curve_publickey = target.curve.public.encode()
-                socket.curve_secretkey = target.curve.secret.encode()
-            self._monitor = socket.get_monitor_socket(_EVENTS)
-            self._socket = socket
-            socket.connect(address)
+                dealer.curve_serverkey = target.curve.server.encode()
+                dealer.curve_publickey = target.curve.public.encode()
+                dealer.curve_secretkey = target.curve.secret.encode()
+            self._monitor = dealer.get_monitor_socket(_EVENTS)
+            self._socket = dealer
+            dealer.connect(address)
         except zmq.ZMQError as error:
             if self._socket is None:
-                socket.close(0)
+                dealer.close(0)
             self.close()
             raise Broken(str(error)) from error
         self._poller = zmq.Poller()
-        self._poller.register(socket, zmq.POLLIN)
+        self._poller.register(dealer, zmq.POLLIN)
         self._poller.register(self._monitor, zmq.POLLIN)
         if self._wake_fd is not None:
             self._poller.register(self._wake_fd, zmq.POLLIN)
@@ -366,23 +404,14 @@ class Link:
         """Return what the monitor has to say."""
         reasons = []
         monitor = self._monitor
-        while monitor is not None and monitor.getsockopt(zmq.EVENTS) & zmq.POLLIN:  # type: ignore[operator]
+        while monitor is not None and _readable(monitor):
             event = recv_monitor_message(monitor)["event"]
             if event == zmq.EVENT_CLOSED:
                 reasons.append("connection refused")
             elif event == zmq.EVENT_DISCONNECTED:
                 reasons.append("the connection broke")
-            elif event == zmq.EVENT_HANDSHAKE_FAILED_AUTH:
-                self._refusal = True
-                reasons.append("the hub refuses this client's key")
-            elif event == zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL:
-                mine = "with" if self.target.curve is not None else "without"
-                raise self.target.errors.refused(
-                    f"{self.target.name} does not accept a connection {mine} CURVE encryption; give curve_server_key "
-                    "exactly where the hub was started with a key"
-                )
-            elif event == zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL:
-                self._refusal = True
+            else:
+                self._handshake_failed = True
                 reasons.append("the handshake failed")
         return ", ".join(dict.fromkeys(reasons))
 

@@ -23,10 +23,15 @@ class ZeroMQStoreOptions:
     connect_timeout: float = option(5.0, help="longest time to connect to one hub", minimum=0.05, unit="s")
     timeout: float = option(10.0, help="longest time to wait for an answer", minimum=0.05, unit="s")
     heartbeat: float = option(
-        5.0, help="how often to look whether an idle connection stands; after three it is given up", minimum=0.1, unit="s"
+        5.0,
+        help="how often to look whether an idle connection stands; after three it is given up",
+        minimum=0.1,
+        unit="s",
     )
     curve_server_key: str = option("", help="the hub's public key, for an encrypted connection", secret=True)
-    curve_public_key: str = option("", help="this client's public key; empty to make a pair for each process", secret=True)
+    curve_public_key: str = option(
+        "", help="this client's public key; empty to make a pair for each process", secret=True
+    )
     curve_secret_key: str = option("", help="this client's secret key", secret=True)
 
 

@@ -18,7 +18,9 @@ def command() -> None:
 @command.command()
 @click.option("--bind", multiple=True, help="Address, such as tcp://0.0.0.0:7311 or ipc:///run/taskq; may be repeated.")
 @click.option("--journal", type=click.Path(dir_okay=False), help="File that makes the hub durable.")
-@click.option("--result-bytes", type=click.IntRange(min=1), default=256 << 20, show_default=True, help="Cap of results.")
+@click.option(
+    "--result-bytes", type=click.IntRange(min=1), default=256 << 20, show_default=True, help="Cap of results."
+)
 @click.option("--results-full", type=click.Choice(["evict", "refuse"]), default="evict", show_default=True,
               help="At the cap: drop the oldest results, or take no more.")  # fmt: skip
 @click.option("--max-message-bytes", type=click.IntRange(min=1), default=32 << 20, show_default=True,

@@ -6,7 +6,6 @@ import os
 import threading
 import time
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import msgspec
 
@@ -52,7 +51,9 @@ class ZeroMQTransport:
         target = make_target(config.urls, self.options, ERRORS)
         self._embedded = embedded(target, self.options) if self.options.hub == "embed" else None
         if self._embedded is None and self.options.journal:
-            raise NotSupported("the option journal is for hub=embed; start the hub with `taskq zeromq hub --journal FILE`")
+            raise NotSupported(
+                "the option journal is for hub=embed; start the hub with `taskq zeromq hub --journal FILE`"
+            )
         self.target = target if self._embedded is None else self._embedded.reviving(target)
         self.lease_s = config.lease_s or capabilities(self.options).lease_default_s
         self.max_payload = 0
@@ -132,7 +133,9 @@ class ZeroMQTransport:
         self._check()
         for queue in queues:
             if queue.options:
-                raise NotSupported(f"queue {queue.name!r} has options {sorted(queue.options)}; a hub's queues have none")
+                raise NotSupported(
+                    f"queue {queue.name!r} has options {sorted(queue.options)}; a hub's queues have none"
+                )
         names = [queue.name for queue in queues]
         made: set[str] = set()
         if mode == "create" and names:

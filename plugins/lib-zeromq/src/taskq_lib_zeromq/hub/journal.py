@@ -327,7 +327,7 @@ class Journal:
                 self._bytes += len(data)
                 if self._current.bytes >= _SEGMENT_BYTES:
                     self._begin_segment()
-        except (sqlite3.Error, msgspec.MsgspecError) as error:
+        except (sqlite3.Error, msgspec.MsgspecError, KeyError) as error:
             raise ConfigError(
                 f"the journal {self.path} is damaged: {error}; restore it, or name another file to begin with nothing"
             ) from error
@@ -335,11 +335,11 @@ class Journal:
         for message in replay.messages.values():
             self._by_number[message.segment].live[message.seq] = message
             self._live_bytes += len(message.payload) + 100
-        for key, (number, what) in replay.others.items():
+        for key, (number, entry) in replay.others.items():
             self._where[key] = number
-            self._by_number[number].live[key] = what
-            if what[0] == _KEPT:
-                self._live_bytes += what[1].size
+            self._by_number[number].live[key] = entry
+            if entry[0] == _KEPT:
+                self._live_bytes += entry[1].size
 
     def close(self) -> None:
         """Write what is left and close the file."""

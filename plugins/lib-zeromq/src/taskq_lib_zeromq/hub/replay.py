@@ -50,7 +50,7 @@ class Replay:
 
     def apply(self, kind: int, raw: msgspec.Raw, offset: float) -> None:
         """Apply one entry; ``offset`` is from the monotonic to the wall clock when it was written."""
-        what = _DECODERS[kind](raw) if kind in _DECODERS else None
+        what: Any = _DECODERS[kind](raw)
         if kind == j._SENT:
             for message in what:
                 message.segment = self.segment

@@ -88,6 +88,8 @@ class Hub:
             raise
         self.epoch = self._journal.epoch if self._journal is not None else new_epoch()
         self._out: list[tuple[bytes, Any]] = []
+        self._vows: list[tuple[bytes, Any]] = []
+        """Answers that must not be given before the journal has what they tell of."""
         self.broker = Broker(self.epoch, self._say, self._journal)
         self.results = Results(options.result_bytes, evicts=options.results_full == "evict", journal=self._journal)
         self.coordinator = Coordinator(self._journal)
@@ -227,8 +229,9 @@ class Hub:
 
     def _flush(self) -> None:
         """Write the journal, then say what waits to be said."""
-        if self._journal is not None and not self._write_journal(self._journal):
-            return
+        if self._journal is not None and self._write_journal(self._journal) and self._vows:
+            self._out += self._vows
+            self._vows = []
         out = self._out
         send = self._router.send
         while out:
@@ -256,6 +259,9 @@ class Hub:
 
     def _say(self, connection: bytes, what: Any) -> None:
         self._out.append((connection, what))
+
+    def _vow(self, connection: bytes, what: Any) -> None:
+        (self._out if self._journal is None else self._vows).append((connection, what))
 
     def _unreachable(self, connection: bytes, what: Any) -> None:
         """Forget a connection that is gone."""
@@ -299,16 +305,16 @@ class Hub:
         else:
             peer.seen = self.broker.now
             if kind is protocol.Demand:
-                self._demand(connection, request)  # type: ignore[arg-type]
+                self._demand(connection, request)
                 return
         if kind is protocol.Settle:
-            self._settle(connection, request)  # type: ignore[arg-type]
+            self._settle(connection, request)
         elif kind is protocol.Beat:
-            self._beat(connection, request)  # type: ignore[arg-type]
+            self._beat(connection, request)
         elif kind is protocol.Credit:
-            self._credit(connection, request)  # type: ignore[arg-type]
+            self._credit(connection, request)
         elif kind is protocol.Hello:
-            self._hello(connection, request)  # type: ignore[arg-type]
+            self._hello(connection, request)
         else:
             assert peer is not None
             self._answer(connection, peer, request)
@@ -316,7 +322,7 @@ class Hub:
     def _answer(self, connection: bytes, session: _Session, request: Any) -> None:
         n = request.n
         if session.n == n and session.answer is not None:
-            self._say(connection, session.answer)  # asked again after a broken connection
+            self._vow(connection, session.answer)  # asked again after a broken connection
             return
         answer: Any
         changes = isinstance(request, _MUTATING)
@@ -331,7 +337,7 @@ class Hub:
             answer = Failed(n, "refused", f"the request could not be carried out: {error!r}")
         session.n = n
         session.answer = answer if changes else None
-        self._say(connection, answer)
+        (self._vow if changes else self._say)(connection, answer)
 
     def _hello(self, connection: bytes, request: protocol.Hello) -> None:
         if request.version != protocol.VERSION:
@@ -420,7 +426,7 @@ class Hub:
             self._journal.settled(consumer.id, request.n)
         lost = self.broker.settle(consumer, acks, back)
         if lost or request.answer:
-            self._say(connection, Confirm(request.n, request.n, lost))
+            self._vow(connection, Confirm(request.n, request.n, lost))
         self.broker.served(consumer)
 
     # ------------------------------------------------------------------------------------------------- the rest
