@@ -71,9 +71,6 @@ def test_publishing_while_the_broker_is_away(served: Site) -> None:
 
 @pytest.mark.slow
 @pytest.mark.timeout(90)
-@pytest.mark.xfail(
-    reason="kernel: Producer._send_again forgets maybe_sent where the repeat cannot connect", strict=True
-)
 def test_publishing_without_an_answer_says_that_it_may_have_been_sent(served: Site) -> None:
     with TcpProxy(*served.broker.address()) as proxy:
         app = served.app(served.broker.url(proxy.port), publish_timeout=3.0)
@@ -87,7 +84,6 @@ def test_publishing_without_an_answer_says_that_it_may_have_been_sent(served: Si
 
 @pytest.mark.slow
 @pytest.mark.timeout(90)
-@pytest.mark.xfail(reason="kernel: Worker._prepare gives up at the first ConnectionFailed", strict=True)
 def test_the_broker_is_down_at_start(served: Site) -> None:
     """Client and worker wait, say so, and go on when it is there."""
     served.broker.kill()
@@ -105,7 +101,6 @@ def test_the_broker_is_down_at_start(served: Site) -> None:
 
 @pytest.mark.slow
 @pytest.mark.timeout(60)
-@pytest.mark.xfail(reason="kernel: opening transport and store is outside the repeats of a send", strict=True)
 def test_a_client_waits_for_a_broker_that_is_down_at_its_start(served: Site) -> None:
     served.broker.kill()
     app = served.app()

@@ -453,11 +453,13 @@ class TaskQ:
     # ----------------------------------------------------------------------------------------------- connections
 
     def connect(self) -> None:
-        """Open the transport and the result store now, rather than at the first send."""
+        """Open the transport and the result store now, rather than at the first send.
+
+        Raises:
+            TransportError, StoreError: a server was not there within ``publish_timeout`` and ``publish_retries``.
+        """
         self.freeze()
-        self.transport  # noqa: B018  opens it
-        if self.store is not None:
-            self.reply_address()
+        self.producer.connect()
 
     async def aconnect(self) -> None:
         """As ``connect``, without blocking the event loop."""

@@ -72,6 +72,28 @@ class Producer:
         self._asender = AsyncSender(self._send_all)
         self._send_hooks: tuple[Callable[[SendRequest], None], ...] | None = None
 
+    def connect(self, timeout: float | None = None) -> None:
+        """Open broker and result store, with the patience that a send has.
+
+        Raises:
+            TransportError, StoreError: a server stayed away, or will never have us.
+        """
+        app = self.app
+        deadline = time.monotonic() + (app.settings.publish_timeout if timeout is None else timeout)
+        pause, tries = _FIRST_PAUSE, 0
+        while not app.components.connected:
+            try:
+                app.transport  # noqa: B018  opens it
+                if app.store is not None:
+                    app.reply_address()
+            except (TransportError, StoreError) as error:
+                tries += 1
+                late = tries > app.settings.publish_retries or time.monotonic() + pause >= deadline
+                if not error.retryable or late:
+                    raise
+                time.sleep(pause)
+                pause = min(pause * 2, _LONGEST_PAUSE)
+
     # --------------------------------------------------------------------------------------------------- sending
 
     def send(
@@ -238,22 +260,28 @@ class Producer:
     ) -> Sequence[SendFailure]:
         deadline = time.monotonic() + (self.app.settings.publish_timeout if timeout is None else timeout)
         pause, tries = _FIRST_PAUSE, 0
+        doubtful: set[int] = set()
+        """What an earlier try may have sent, whatever a later one says."""
         while True:
-            if not isinstance(why, TransportError) and not any(f.retryable for f in why):
-                return why
+            if not isinstance(why, TransportError):
+                doubtful.update(f.index for f in why if f.maybe_sent)
+                if not any(f.retryable for f in why):
+                    return _with_doubt(why, doubtful)
             tries += 1
             if tries > self.app.settings.publish_retries or time.monotonic() + pause >= deadline:
                 if isinstance(why, TransportError):
-                    raise why
-                return why
+                    if not doubtful:
+                        raise why
+                    why = [SendFailure(i, str(why)) for i in left]
+                return _with_doubt(why, doubtful)
             time.sleep(pause)
             pause = min(pause * 2, _LONGEST_PAUSE)
             try:
                 answer = transport.send([batch[i] for i in left])
             except TransportError as error:
-                if not error.retryable:
+                if not error.retryable and not doubtful:
                     raise
-                why = error
+                why = error if error.retryable else [SendFailure(i, str(error), retryable=False) for i in left]
                 continue
             why = [SendFailure(left[f.index], f.reason, f.maybe_sent, f.retryable) for f in answer]
             left = [f.index for f in why]
@@ -308,6 +336,7 @@ class Producer:
 
     def _compile(self, task: Task[..., Any]) -> Callable[[Any, Any], Made]:
         """Return, and keep, the maker of a task's messages without options."""
+        self.connect()
         maker = self._makers[task.name] = self._make_maker(task)
         return maker
 
@@ -369,6 +398,8 @@ class Producer:
         app = self.app
         app.freeze()
         _check_options(options)
+        if not eager:
+            self.connect(options.get("publish_timeout"))
         task_id = options.get("task_id") or new_id()
         headers = dict(options.get("headers") or {})
         hooks = self._hooks()
@@ -470,6 +501,10 @@ class Producer:
             raise NotSupported(
                 f"task_always_eager is set and task {name!r} is not known here, so it cannot be run here"
             )
+
+
+def _with_doubt(failures: Sequence[SendFailure], doubtful: set[int]) -> Sequence[SendFailure]:
+    return [SendFailure(f.index, f.reason, f.maybe_sent or f.index in doubtful, f.retryable) for f in failures]
 
 
 def _is_name(value: Any) -> bool:

@@ -16,6 +16,7 @@ import pytest
 
 from taskq import SendManyError, TaskQ, envelope
 from taskq.errors import (
+    AuthenticationFailed,
     ConnectionFailed,
     EncodeError,
     NotSupported,
@@ -27,6 +28,7 @@ from taskq.errors import (
 )
 from taskq.message import Outbound, SendFailure
 from taskq.spi import Support
+from taskq_transport_memory.transport import MemoryTransport
 
 
 @pytest.fixture
@@ -130,11 +132,67 @@ def test_a_send_is_repeated_until_it_works(rig: Any, app: TaskQ, add: Any, monke
     assert rig.counts(app) == (1, 0, 0)
 
 
-def test_it_is_given_up_after_the_repeats(rig: Any, add: Any, app: TaskQ, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_it_is_given_up_after_the_repeats(rig: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    app = rig.app(publish_retries=3)
+    add = app.task(name="add")(lambda x: x)
     batches = fail_with(app, monkeypatch, *[ConnectionFailed(f"refused {i}") for i in range(20)])
     with pytest.raises(ConnectionFailed, match="refused 3"):
         add.delay(1)
-    assert len(batches) == 1 + app.settings.publish_retries
+    assert len(batches) == 4
+
+
+def test_what_may_have_been_sent_stays_in_doubt_whatever_the_repeats_say(
+    rig: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    app = rig.app(publish_retries=2)
+    add = app.task(name="add")(lambda x: x)
+    fail_with(app, monkeypatch, [SendFailure(0, "no answer", maybe_sent=True)], *[ConnectionFailed("gone")] * 5)
+    with pytest.raises(SendFailed, match=r"gone.*may have taken it") as caught:
+        add.delay(1)
+    assert caught.value.maybe_sent
+
+
+def test_a_client_waits_for_a_broker_that_is_away_at_first(rig: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    app = rig.app()
+    add = app.task(name="add")(lambda x: x)
+    away = [ConnectionFailed("refused")] * 3
+    opens = MemoryTransport.open
+
+    def open_later(self: MemoryTransport) -> None:
+        if away:
+            raise away.pop()
+        opens(self)
+
+    monkeypatch.setattr(MemoryTransport, "open", open_later)
+    assert add.delay(1).id
+    assert rig.counts(app) == (1, 0, 0)
+    away += [AuthenticationFailed("wrong password")] * 2
+    with pytest.raises(AuthenticationFailed):
+        rig.twin(app).send_task("add", (1,))
+    assert len(away) == 1
+
+
+def test_a_worker_waits_for_a_broker_that_is_away_at_first(
+    rig: Any, pool: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("taskq.worker.worker._FIRST_PAUSE", 0.01)
+    app = rig.app()
+    add = app.task(name="add")(lambda x: x)
+    result = add.delay(7)
+    other = rig.twin(app)
+    other.task(name="add")(lambda x: x)
+    away = [ConnectionFailed("refused")] * 5
+    opens = MemoryTransport.open
+
+    def open_later(self: MemoryTransport) -> None:
+        if away:
+            raise away.pop()
+        opens(self)
+
+    monkeypatch.setattr(MemoryTransport, "open", open_later)
+    with rig.work(other, pool):
+        assert result.get(timeout=10) == 7
+    assert caplog.text.count("cannot start yet") == 1
 
 
 def test_it_is_given_up_after_the_timeout(rig: Any, monkeypatch: pytest.MonkeyPatch) -> None:

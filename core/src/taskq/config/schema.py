@@ -134,7 +134,7 @@ class Settings(Section, frozen=True, kw_only=True):
     ] = None
 
     publish_timeout: Annotated[float, About("longest time for a send with its repeats", unit="s", minimum=0.001)] = 10.0
-    publish_retries: Annotated[int, About("repeats of a send that failed and may be repeated", minimum=0)] = 3
+    publish_retries: Annotated[int, About("repeats of a send that failed and may be repeated", minimum=0)] = 8
 
     ignore_result: Annotated[bool, About("do not store results of tasks that say nothing")] = False
     result_ttl: Annotated[float, About("how long results are kept", unit="s", minimum=1)] = 86400.0

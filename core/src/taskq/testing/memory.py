@@ -23,6 +23,7 @@ from taskq.app import TaskQ
 from taskq.errors import NotSupported, TaskQError, TaskTimeout
 from taskq.message import QueueStats
 from taskq.spi.clock import Clock
+from taskq.spi.pool import TaskLimits
 from taskq.spi.transport import SupportsPeek, SupportsStats
 from taskq.testing.clock import VirtualClock
 from taskq.worker import Worker
@@ -131,6 +132,10 @@ class _SoloWorker(Worker):
         super().__init__(app, **options)
         unset = {"autoscale": None, "max_tasks_per_child": None, "max_memory_per_child": None}
         self.settings = msgspec.structs.replace(self.settings, **unset)
+
+    def _prepare(self) -> None:
+        super()._prepare()
+        self.runtime.limits = lambda task: TaskLimits()  # type: ignore[method-assign]  # signals need the main thread
 
     def _plan(self) -> list[PlannedPool]:
         return [PlannedPool(self.app.plugins.select("pool", "solo"), 1, set(self.app.tasks))]

@@ -598,7 +598,13 @@ class PoolEngine(Engine):
                     return True
                 except (ValueError, RuntimeError, IndexError):
                     continue
-            return job.key in self.pool.cancel([job.key])
+            # what the pool has not started goes to it again, in order; cancelling would end what runs
+            back = list(reversed(self.pool.take_back(1 << 30)))
+            again = [found for key in back if key != job.key and (found := self.held.get(key)) is not None]
+            self.local.extendleft(reversed(again))
+            if again:
+                self._space.set()
+            return job.key in back
 
     def unstarted(self) -> list[Job]:
         """Take every job that has not started: the pool's own queue, then what waits here."""

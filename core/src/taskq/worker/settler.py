@@ -102,6 +102,8 @@ class Settler:
         self.failed = 0
         self.dead = 0
         self.retried = 0
+        self.released = 0
+        """Runs that were interrupted, whose messages went back."""
         self.turns = 0
         """Batches carried out: what moves when work goes on."""
 
@@ -189,6 +191,8 @@ class Settler:
         if outcome.kind == RELEASED:
             settlement = _settlement(job)
             settlement.kind = RELEASE
+            self.released += 1
+            self.ended -= 1
             return Commit(settlement)
         follow_ups = outcome.follow_ups
         longest = self._max_delay

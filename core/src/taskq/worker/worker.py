@@ -8,7 +8,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from taskq.errors import ConfigError, NotSupported, StoreError, TaskQError, TransportError, WorkerError
 from taskq.events import EventBus
@@ -17,7 +17,7 @@ from taskq.message import Job, QueueSpec, Subscription
 from taskq.runtime import TaskRuntime
 from taskq.spi.pool import Finished
 from taskq.spi.specs import PoolConfig
-from taskq.spi.transport import Committer, SupportsFuse
+from taskq.spi.transport import Committer, Consumer, SupportsFuse
 from taskq.worker.admission import Admission
 from taskq.worker.autoscale import Autoscale
 from taskq.worker.carrier import Carrier
@@ -32,8 +32,10 @@ from taskq.worker.watch import Health, RunningTask, Watch
 if TYPE_CHECKING:
     from taskq.app import TaskQ
 
+T = TypeVar("T")
 logger = logging.getLogger("taskq.worker")
 _FLUSH_TIME = 5.0
+_FIRST_PAUSE, _LONGEST_PAUSE = 0.1, 5.0
 
 EXIT_OK, EXIT_FATAL, EXIT_UNFINISHED = 0, 1, 3
 """Exit codes: everything ended; the worker could not go on; work was handed back or abandoned at the deadline."""
@@ -90,17 +92,12 @@ class Worker:
         self.inline = self.pools[0].capabilities.inline
         self.slots = sum(pool.slots for pool in self.pools)
         app.plugins.worker_starting(self)
-        self.transport = app.transport
-        self.store = app.store
+        self.transport = self._patiently(lambda: app.transport)
+        self.store = self._patiently(lambda: app.store)
         caps = self.transport.capabilities
         self.lease = app.settings.lease or caps.lease_default_s
         self.queues = self._queues()
-        names = [q.queue for q in self.queues]
-        self.transport.declare(
-            [*map(app.queue_spec, names), *(QueueSpec(name=n + DEAD_SUFFIX) for n in names)], mode=app.settings.declare
-        )
-        self.consumer = self.transport.consumer()
-        self.consumer.subscribe(self.queues, order=self.settings.queue_order)
+        self.consumer: Consumer = self._patiently(self._subscribe)
         committer: Committer | None = None
         if self.store is not None and isinstance(self.consumer, SupportsFuse):
             committer = self.consumer.fuse(self.store)
@@ -118,6 +115,40 @@ class Worker:
         self.engine = InlineEngine(self, self.pool) if self.inline else PoolEngine(self, self.pool, self.slots)
         self.autoscale = Autoscale.of(self)
         self.watch = Watch(self, self.engine)
+
+    def _subscribe(self) -> Any:
+        app, names = self.app, [q.queue for q in self.queues]
+        dead = [QueueSpec(name=name + DEAD_SUFFIX) for name in names]
+        self.transport.declare([*map(app.queue_spec, names), *dead], mode=app.settings.declare)
+        consumer = self.transport.consumer()
+        try:
+            consumer.subscribe(self.queues, order=self.settings.queue_order)
+        except BaseException:
+            consumer.close()
+            raise
+        return consumer
+
+    def _patiently(self, step: Callable[[], T]) -> T:
+        """Take a step that needs a server, waiting for one that is away, however long; say so once.
+
+        Raises:
+            TransportError, StoreError: trying again is pointless, or the worker is told to stop.
+        """
+        pause = _FIRST_PAUSE
+        while True:
+            try:
+                found = step()
+            except (TransportError, StoreError) as error:
+                if not error.retryable or self._stop_event.is_set():
+                    raise
+                if pause == _FIRST_PAUSE:
+                    logger.error("worker %s cannot start yet: %s; waiting for the server", self.name, error)
+                self.sleep(pause)
+                pause = min(pause * 2, _LONGEST_PAUSE)
+                continue
+            if pause != _FIRST_PAUSE:
+                logger.info("the server is there; the worker goes on with its start")
+            return found
 
     def _plan(self) -> list[PlannedPool]:
         return plan_pools(self.app, self.settings)
@@ -220,9 +251,10 @@ class Worker:
             self.gave_up = True
             self.engine.end()
         rest = [self.held[k] for k in unfinished if k in self.held] or list(self.held.values())
-        if rest:
+        if rest or self.settler.released:
             self.exit_code = EXIT_UNFINISHED
-            logger.warning("%d task(s) did not end in time; their messages go back to the queue", len(rest))
+            number = len(rest) + self.settler.released
+            logger.warning("%d task(s) did not end in time; their messages go back to the queue", number)
             self.engine.give_back(rest)
         if not pump_until(self.settler, time.monotonic() + _FLUSH_TIME):
             self.exit_code = EXIT_UNFINISHED
@@ -285,6 +317,7 @@ class Worker:
             if self._failure is not None:
                 raise self._failure
             if time.monotonic() > deadline or not self._thread.is_alive():
+                self.stop()
                 raise WorkerError(f"worker {self.name} was not ready within {timeout:g} s")
         return self
 
