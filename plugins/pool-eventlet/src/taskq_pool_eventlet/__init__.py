@@ -1,0 +1,1 @@
+"""The eventlet pool: jobs run on greenlets."""

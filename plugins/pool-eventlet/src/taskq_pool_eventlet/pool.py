@@ -1,0 +1,65 @@
+"""The eventlet pool: what ``taskq_lib_pool.green`` needs of eventlet."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+with warnings.catch_warnings():
+    # Its authors advise against new use, and say so at every import: to be read, but never an error.
+    warnings.simplefilter("default")
+    import eventlet  # type: ignore[import-untyped]
+    from eventlet import hubs, patcher, tpool  # type: ignore[import-untyped]
+
+from greenlet import getcurrent  # type: ignore[import-untyped]
+
+from taskq.spi import PoolConfig
+from taskq_lib_pool.green import THREADS, Backend, GreenPool, Timer, refuse_unpatched
+
+T = TypeVar("T")
+
+
+def patch_process() -> None:
+    """Have the standard library yield where it waits."""
+    if not patcher.is_monkey_patched("socket"):
+        eventlet.monkey_patch()
+
+
+def make_pool(config: PoolConfig) -> GreenPool:
+    """Make the pool. Raises ConfigError."""
+    if not (patcher.is_monkey_patched("socket") and patcher.is_monkey_patched("thread")):
+        refuse_unpatched("eventlet", "import eventlet; eventlet.monkey_patch()")
+    return GreenPool(config, EventletBackend())
+
+
+class EventletBackend(Backend):
+    """eventlet."""
+
+    name = "eventlet"
+
+    def current(self) -> Any:
+        return getcurrent()
+
+    def spawn(self, function: Callable[[], None]) -> Any:
+        return eventlet.spawn(function)
+
+    def later(self, seconds: float, function: Callable[..., Any], *arguments: Any) -> Timer:
+        timer: Timer = hubs.get_hub().schedule_call_global(seconds, function, *arguments)
+        return timer
+
+    def ident(self) -> int:
+        ident: int = patcher.original("_thread").get_ident()
+        return ident
+
+    def pause(self) -> None:
+        eventlet.sleep(0)
+
+    def in_thread(self, function: Callable[[], T]) -> T:
+        if not tpool._setup_already:
+            tpool.set_num_threads(THREADS)
+        result: T = tpool.execute(function)
+        return result
+
+    def close(self) -> None:
+        """Leave eventlet's threads, which are for the whole process."""

@@ -1,0 +1,1 @@
+"""The gevent pool: jobs run on greenlets."""
