@@ -263,7 +263,8 @@ class RabbitMQ(Server):
     name = "rabbitmq"
     packages = "rabbitmq-server"
     settings: ClassVar[str] = ""  # more lines of rabbitmq.conf
-    advanced: ClassVar[str] = "[]."  # what rabbitmq.conf has no words for
+    # What rabbitmq.conf has no words for: after how many milliseconds it tries again to dead-letter a message.
+    advanced: ClassVar[str] = "[{rabbit, [{dead_letter_worker_publisher_confirm_timeout, 1000}]}]."
     managed: ClassVar[bool] = True  # with the plugin
 
     def __init__(self, *, durable: bool = False) -> None:

@@ -33,6 +33,8 @@ logger = logging.getLogger("taskq.transport.amqp")
 _SHIFT = 48
 _IDLE_S = 0.3
 """How long what was pushed may wait for a fetch before it is given back."""
+_LOOK_S = 3.0
+"""How often an idle consumer makes sure that nothing waits for it."""
 _TURN_S = 0.05
 """How long a queue is listened to while there are more queues than credit."""
 _connections = itertools.count(1)
@@ -41,7 +43,7 @@ _connections = itertools.count(1)
 class Source:
     """A queue that is subscribed."""
 
-    __slots__ = ("open", "outstanding", "queue", "rank", "weight")
+    __slots__ = ("deaf", "open", "outstanding", "queue", "rank", "received", "seen", "weight")
 
     def __init__(self, queue: str, rank: int, weight: int) -> None:
         self.queue = queue
@@ -50,6 +52,11 @@ class Source:
         self.open = 0
         """What its windows let through."""
         self.outstanding = 0
+        self.received = 0
+        self.seen = -1
+        """What was received when the server was last asked whether messages wait."""
+        self.deaf = 0
+        """How often in a row messages waited then although there was room for them here."""
 
 
 class Window:
@@ -87,6 +94,7 @@ class ConsumeChannel(Channel):
                 window = windows[incoming.consumer]
                 window.outstanding += 1
                 window.source.outstanding += 1
+                window.source.received += 1
                 buffer.append((incoming, window))
 
     def on_method(self, method: Any, properties: Any, body: bytes) -> None:
@@ -126,6 +134,8 @@ class AmqpConsumer:
         self._woken = False
         self._turn = 0
         self._shrunk = 0
+        self._next_look = 0.0
+        self._looked = 0
         self._prioritized = transport.classic
         try:
             self._connect()
@@ -323,6 +333,7 @@ class AmqpConsumer:
         if channel is None or channel.link.error is not None or channel.closed is not None:
             return False
         if not channel.buffer:
+            self._look(channel)
             return bool(self._held)
         if time.monotonic() - self._fetched >= _IDLE_S and self._intake.acquire(blocking=False):
             try:
@@ -332,6 +343,36 @@ class AmqpConsumer:
             finally:
                 self._intake.release()
         return True
+
+    def _look(self, channel: ConsumeChannel) -> None:
+        """Find out whether the server still knows that it is to push here; called by the keeper.
+
+        After a quorum queue was deleted and made again at once, RabbitMQ 3 neither ends the old subscription nor serves
+        a new one on the same channel. Only another connection helps.
+        """
+        sources = list(self._sources.values())
+        now = time.monotonic()
+        if not sources or now < self._next_look:
+            return
+        self._next_look = now + max(0.2, _LOOK_S / len(sources))
+        self._looked += 1
+        source = sources[self._looked % len(sources)]
+        received = source.received
+        if source.open <= source.outstanding:
+            source.deaf = 0
+            return
+        found = self._transport.look(source.queue)
+        if found and source.received == received == source.seen:
+            source.deaf += 1
+        else:
+            source.deaf = 0
+        source.seen = received
+        if source.deaf >= 2:
+            self._transport.forget_queue(source.queue)
+            error = channel.link.failed(
+                f"{found} message(s) wait in queue {source.queue!r} and are not pushed here; it may have been made anew"
+            )
+            logger.warning("%s; connecting again", error)
 
     # --------------------------------------------------------------------------------------------------- fetching
 
@@ -526,19 +567,17 @@ class AmqpConsumer:
         buffer.extendleft(reversed(entries))
 
     def _deleted(self, channel: ConsumeChannel) -> None:
-        """The server ended a subscription, mostly because its queue was deleted, with all that was in it."""
+        """The server ended subscriptions, mostly because their queue was deleted, with all that was in it."""
         windows, channel.cancelled = channel.cancelled, []
+        with self._state:
+            for window in windows:
+                if window.active:
+                    window.active = False
+                    window.source.open -= window.size
         for queue in {w.source.queue for w in windows}:
-            source = self._sources.get(queue)
             logger.warning("%s ended the subscription to queue %r: it was deleted or moved", channel.link.name, queue)
-            with self._state:
-                for window in channel.windows.values():
-                    if window.source.queue == queue:
-                        window.active = False
-                if source is not None:
-                    source.open = 0
             self._transport.forget_queue(queue)
-            if source is not None:
+            if queue in self._sources:
                 self._transport.ensure(queue)
 
     def _losses(self) -> list[Lost]:

@@ -175,6 +175,20 @@ class AmqpTransport:
         self._known.discard(queue)
         self._ways = {way for way in self._ways if way[0] != queue}
 
+    def look(self, queue: str) -> int:
+        """Return how many messages wait in a queue, 0 where that cannot be known without ado."""
+        if not self._controlling.acquire(blocking=False):
+            return 0
+        try:
+            channel = self._control
+            if channel is None or channel.closed is not None or channel.link.error is not None:
+                return 0
+            return int(channel.ask(spec.Queue.Declare(queue=queue, passive=True), timeout=1.0).message_count)
+        except (TransportError, ChannelClosed):
+            return 0
+        finally:
+            self._controlling.release()
+
     def is_classic(self, queue: str) -> bool:
         """Whether a queue has priorities."""
         plan = self._plans.get(queue)
