@@ -10,7 +10,7 @@ from collections import deque
 import pytest
 
 from taskq.errors import NotSupported, TaskInterrupted, WorkerError
-from taskq.spi import DONE, Job, NoOptions, Outcome, PoolConfig, SupportsInline
+from taskq.spi import DONE, Job, NoOptions, Outcome, PoolConfig, SupportsInline, TaskLimits
 from taskq_pool_solo.plugin import taskq_pool
 
 SUCCESS = Outcome(DONE, "SUCCESS")
@@ -20,6 +20,12 @@ class FakeRuntime:
     def __init__(self, behave=lambda job: SUCCESS):
         self.ran = []
         self.behave = behave
+
+    def tasks(self):
+        return ["t"]
+
+    def limits(self, task):
+        return TaskLimits()
 
     def execute(self, job):
         self.ran.append((job.key, threading.get_ident()))

@@ -8,9 +8,12 @@ CAPABILITIES = PoolCapabilities(
     inline=True,
     max_concurrency=1,
     async_tasks=Support.EMULATED,
+    soft_limit=Support.NATIVE,
+    cancel_running=Support.NATIVE,
     notes=(
         "async def tasks run one at a time, each to its end.",
-        "A running task cannot be stopped from outside; time limits need a pool that declares them.",
+        "Soft limits and cancelling need the main thread: a worker embedded on another one refuses tasks with a limit.",
+        "Nothing ends a task that catches what is raised in it: hard limits need a pool of processes.",
     ),
 )
 
