@@ -215,7 +215,7 @@ def test_an_unknown_pool(rig: Any, app: TaskQ) -> None:
     from taskq.errors import PluginNotInstalled
 
     app.task(name="noop")(lambda: None)
-    refused(app, PluginNotInstalled, "taskq-pool-fibers", pool="fibers")
+    refused(app, PluginNotInstalled, "fibers", pool="fibers")
 
 
 @pytest.mark.parametrize("error", [ValueError("no licence"), KeyError("x")])
