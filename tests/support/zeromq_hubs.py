@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from types import TracebackType
 from typing import Any
 
@@ -65,8 +66,15 @@ class Hub:
             os.kill(self.pid, number)
 
     def restart(self) -> Hub:
-        """Start it again where it was, with the same options."""
-        return self._forge.start(**{**self._options, "bind": [self.address]})
+        """Start it again where it was, with the same options, once the old one is out of the way."""
+        end = time.monotonic() + 10.0
+        while True:
+            try:
+                return self._forge.start(**{**self._options, "bind": [self.address]})
+            except RuntimeError:
+                if time.monotonic() > end:
+                    raise
+                time.sleep(0.01)
 
 
 class HubForge:

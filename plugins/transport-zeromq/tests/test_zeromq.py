@@ -91,8 +91,7 @@ def persistently(call: Callable[[], Any], seconds: float = 10.0) -> Any:
         try:
             return call()
         except TransportError as error:
-            assert error.retryable
-            if time.monotonic() > end:
+            if not error.retryable or time.monotonic() > end:
                 raise
             time.sleep(0.02)
 
@@ -352,13 +351,7 @@ def test_a_clean_stop_keeps_everything(zeromq_hubs: HubForge, tmp_path: Path, ma
     hub = zeromq_hubs.start(journal=str(tmp_path / "journal"))
     send(make(hub.url), *"abc")
     hub.kill(signal.SIGTERM)
-    end = time.monotonic() + 5
-    while time.monotonic() < end:
-        try:
-            hub = hub.restart()
-            break
-        except RuntimeError:  # the old one still closes
-            time.sleep(0.02)
+    hub = hub.restart()
     assert payloads(take(consumer(make(hub.url)), 3)) == ["a", "b", "c"]
 
 
@@ -370,7 +363,7 @@ def test_a_hub_that_is_not_there(make: Make) -> None:
         port = taken.getsockname()[1]
     transport = make(f"zeromq://127.0.0.1:{port}", opened=False)
     began = time.monotonic()
-    with pytest.raises(ConnectionFailed, match=f"{port}.*taskq zeromq hub"):
+    with pytest.raises(ConnectionFailed, match=rf"{port}.*taskq zeromq hub"):
         transport.open()
     assert time.monotonic() - began < 1.5, "a refused connection need not be waited for"
 
@@ -646,7 +639,7 @@ def test_a_commit_whose_result_has_no_room_is_an_error_and_keeps_the_message(zer
         send(transport, "a")
         (held,) = take(mine, 1)
         commit = Commit(Settlement(held.receipt), Record("r", "SUCCESS", b"x" * 3000))
-        with pytest.raises(TransportError, match="room.*result"):
+        with pytest.raises(TransportError, match=r"room.*result"):
             committer.commit([commit])
         assert transport.stats(["q"])["q"].in_flight == 1
         commit.record = Record("r", "SUCCESS", b"x" * 100)
@@ -666,7 +659,10 @@ def test_commits_survive_the_death_of_a_hub_with_a_journal(zeromq_hubs: HubForge
         send(transport, *"ab")
         held = take(mine, 2)
         commits = [
-            Commit(Settlement(d.receipt), Record(f"r{d.payload.decode()}", "SUCCESS", d.payload), (Outbound("n", "next", d.payload),))
+            Commit(
+                Settlement(d.receipt), Record(f"r{d.payload.decode()}", "SUCCESS", d.payload),
+                (Outbound("n", "next", d.payload),),
+            )
             for d in held
         ]  # fmt: skip
         assert not committer.commit(commits[:1])
@@ -750,8 +746,8 @@ def test_the_command_runs_a_hub_until_it_is_told_to_stop(tmp_path: Path, make: M
     assert again.returncode == 1
     assert "cannot be written" in again.stderr
     with subprocess.Popen(
-        [sys.executable, "-m", "taskq", "zeromq", "hub", "--bind", "tcp://127.0.0.1:*", "--secret-key-file", str(secret),
-         "--log-level", "WARNING"], stdout=subprocess.PIPE, text=True,
+        [sys.executable, "-m", "taskq", "zeromq", "hub", "--bind", "tcp://127.0.0.1:*", "--secret-key-file",
+         str(secret), "--log-level", "WARNING"], stdout=subprocess.PIPE, text=True,
     ) as process:  # fmt: skip
         assert process.stdout is not None
         address = process.stdout.readline().split()[-1]

@@ -282,8 +282,8 @@ class Link:
     def _other_mechanism(self, address: str) -> TaskQError:
         mine = "with" if self.target.curve is not None else "without"
         return self.target.errors.refused(
-            f"the hub at {address} takes no connection {mine} CURVE encryption; give curve_server_key exactly where the "
-            "hub was started with a secret key"
+            f"the hub at {address} takes no connection {mine} CURVE encryption; give curve_server_key exactly where "
+            "it was started with a secret key"
         )
 
     def _greet(self, address: str, timeout: float) -> Welcome:

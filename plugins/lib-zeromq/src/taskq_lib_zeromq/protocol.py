@@ -1,7 +1,7 @@
 """What hub and clients say to each other, version 1.
 
-A message is one ZeroMQ frame of MessagePack: an array whose first item is the kind. Batches travel as one message. Every
-request has a number; the hub answers it with ``Answer`` or ``Failed`` of the same number. A request that is repeated
+A message is one ZeroMQ frame of MessagePack: an array whose first item is the kind. Batches travel as one message.
+Every request has a number; the hub answers it with ``Answer`` or ``Failed`` of the same number. A request that is repeated
 with its number, in the same session, is answered again and not carried out again.
 
 Messages, records and settlements are maps with the field names of ``taskq.message``: both sides ignore names that they
@@ -247,8 +247,8 @@ class Keys(_Request, tag=25):
 
 
 Request = (
-    Hello | Send | Attach | Adopt | Credit | Demand | Settle | Beat | Detach | Declare | Stats | Purge | Peek | Broadcast
-    | Listen | Put | Get | Delete | Watch | Apply | Slot | IndexPut | IndexDue | IndexRemove | Keys
+    Hello | Send | Attach | Adopt | Credit | Demand | Settle | Beat | Detach | Declare | Stats | Purge | Peek
+    | Broadcast | Listen | Put | Get | Delete | Watch | Apply | Slot | IndexPut | IndexDue | IndexRemove | Keys
 )  # fmt: skip
 
 # ------------------------------------------------------------------------------------------------- from the hub

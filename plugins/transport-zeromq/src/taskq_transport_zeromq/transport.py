@@ -196,8 +196,8 @@ class ZeroMQTransport:
 
     def _too_large(self, outbound: Outbound) -> str:
         return (
-            f"message {outbound.id} has {len(outbound.payload)} bytes and the hub takes {self.max_payload}; store large "
-            "data elsewhere and send its address, or start the hub with a larger --max-message-bytes"
+            f"message {outbound.id} has {len(outbound.payload)} bytes and the hub takes {self.max_payload}; store "
+            "large data elsewhere and send its address, or start the hub with a larger --max-message-bytes"
         )
 
     def consumer(self) -> ZeroMQConsumer:
