@@ -9,7 +9,7 @@ import signal
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import Any, ClassVar, Self
@@ -64,13 +64,16 @@ class OnRedis(OnValkey):
         return old_redis_url
 
 
+NODES_BESIDE_THE_PROXY = {
+    "test_a_stalled_server_hangs_nobody": "the proxy stands before one node only; test_cluster.py kills nodes"
+}
+"""Tests of the kits that a cluster must skip."""
+
+
 class OnCluster(OnValkey):
     """The same, on a cluster of three nodes."""
 
     scheme = "redis+cluster"
-    skip_reasons: ClassVar[Mapping[str, str]] = {
-        "test_a_stalled_server_hangs_nobody": "the proxy stands before one node only; test_cluster.py kills nodes"
-    }
 
     @pytest.fixture
     def url(self, redis_cluster: OwnCluster) -> str:

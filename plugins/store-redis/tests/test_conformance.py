@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from taskq.testing import CoordinationSuite, PackagingSuite, StoreSuite
-from tests.support.redis_servers import OnCluster, OnRedis, OnValkey
+from tests.support.redis_servers import NODES_BESIDE_THE_PROXY, OnCluster, OnRedis, OnValkey
 
 
 class TestConformance(OnValkey, StoreSuite):
@@ -23,7 +23,7 @@ class TestCoordinationOnRedis7(OnRedis, CoordinationSuite):
 
 
 class TestOnACluster(OnCluster, StoreSuite):
-    pass
+    skip_reasons = NODES_BESIDE_THE_PROXY
 
 
 class TestCoordinationOnACluster(OnCluster, CoordinationSuite):

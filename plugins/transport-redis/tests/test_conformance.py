@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from taskq.testing import PackagingSuite, TransportSuite
-from tests.support.redis_servers import OnCluster, OnRedis, OnValkey
+from tests.support.redis_servers import NODES_BESIDE_THE_PROXY, OnCluster, OnRedis, OnValkey
 
 
 class TestConformance(OnValkey, TransportSuite):
@@ -16,6 +16,7 @@ class TestOnRedis7(OnRedis, TransportSuite):
 
 class TestOnACluster(OnCluster, TransportSuite):
     random_s = 2.0
+    skip_reasons = NODES_BESIDE_THE_PROXY
 
 
 class TestPackaging(PackagingSuite):

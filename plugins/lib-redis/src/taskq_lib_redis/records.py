@@ -31,10 +31,21 @@ local function put(key, value, ttl)
 end
 """
 
+PUSH_LUA = """
+local function push(channel, first, last, head)
+  -- nobody there any more: the values need not be put together
+  if redis.call('PUBSUB', 'NUMSUB', channel)[2] > 0 then
+    if first > 0 then head = head .. table.concat(ARGV, '', first, last) end
+    redis.call('PUBLISH', channel, head)
+  end
+end
+"""
+"""Where values stand one after the other in ARGV."""
+
 _encode = msgspec.msgpack.Encoder().encode
 _decode = msgspec.msgpack.Decoder(tuple[str, str, bytes, bool, int, int, float, str | None, bytes | None]).decode
 _encode_values = msgspec.msgpack.Encoder().encode
-decode_values = msgspec.msgpack.Decoder(list[bytes]).decode
+_decode_lengths = msgspec.msgpack.Decoder(list[int]).decode
 
 
 def encode_record(record: Record) -> bytes:
@@ -62,13 +73,46 @@ def record_arguments(records: Sequence[Record], prefix: str) -> tuple[list[str],
     return keys, [encode_record(r) for r in records], [max(1, int(r.ttl * 1000)) for r in records]
 
 
-def push_arguments(records: Sequence[Record], values: Sequence[bytes]) -> tuple[list[str], list[bytes]]:
-    """Return the channels to push to, and what to push there: all values for one waiting process at once."""
-    pushed: dict[str, list[bytes]] = {}
+def push_arguments(records: Sequence[Record], values: Sequence[bytes]) -> tuple[list[Any], list[bytes]]:
+    """Return what a script needs to push values to those who wait.
+
+    First a flat list: channel, then the places (from 1) of the first and last value that go there, after what stands in
+    the second list for this channel; or 0 and 0, where that is all. One waiting process is the usual case, to which
+    everything goes: its values need not be sent to the server twice.
+    """
+    reply = records[0].reply if records else None
+    for record in records:
+        if record.reply != reply or not record.terminal:
+            break
+    else:
+        return ([reply, 1, len(values)], [push_head(values)]) if reply else ([], [])
+    pushed = pushes(records, values)
+    return [v for channel in pushed for v in (channel, 0, 0)], list(pushed.values())
+
+
+def pushes(records: Sequence[Record], values: Sequence[bytes]) -> dict[str, bytes]:
+    """Return what to push to each channel: all values for one waiting process at once."""
+    wanted: dict[str, list[bytes]] = {}
     for record, value in zip(records, values, strict=True):
         if record.reply and record.terminal:
-            pushed.setdefault(record.reply, []).append(value)
-    return list(pushed), [_encode_values(v) for v in pushed.values()]
+            wanted.setdefault(record.reply, []).append(value)
+    return {channel: push_head(mine) + b"".join(mine) for channel, mine in wanted.items()}
+
+
+def push_head(values: Sequence[bytes]) -> bytes:
+    """Return what goes before values that are pushed one after the other: their lengths."""
+    lengths = _encode_values([*map(len, values)])
+    return len(lengths).to_bytes(4, "big") + lengths
+
+
+def pushed_records(data: bytes) -> list[Record]:
+    """Return the records of a push. Raises: ValueError, TypeError or msgspec's, where it is not one."""
+    start = 4 + int.from_bytes(data[:4], "big")
+    records = []
+    for length in _decode_lengths(data[4:start]):
+        records.append(decode_record(data[start : start + length]))
+        start += length
+    return records
 
 
 @runtime_checkable

@@ -12,7 +12,7 @@ from taskq.message import Record
 from taskq.spi import Durable, StoreConfig
 from taskq_lib_redis.cluster import Lines, Nodes, slot_of
 from taskq_lib_redis.connection import Links, RedisLink, ServerError, Target
-from taskq_lib_redis.records import push_arguments, record_arguments
+from taskq_lib_redis.records import pushes, record_arguments
 from taskq_store_redis.coordination import APPLY, WORDS
 from taskq_store_redis.errors import AnswerLost
 from taskq_store_redis.store import PUT, RedisStore
@@ -44,13 +44,12 @@ class ClusterStore(RedisStore):
 
     def _store(self, part: Sequence[Record]) -> list[str]:
         keys, values, ttls = record_arguments(part, self.prefix)
-        runs = [(PUT, (key,), (1, value, ttl)) for key, value, ttl in zip(keys, values, ttls, strict=True)]
+        runs = [(PUT, (key,), (value, ttl)) for key, value, ttl in zip(keys, values, ttls, strict=True)]
         answers = self._answers(self.run(lambda lines: lines.scripts(runs)))
         # a push that every node passes on to the others: whoever waits listens to any of them
-        channels, pushed = push_arguments(part, values)
-        if channels:
-            pushes = [(b"PUBLISH", channel, data) for channel, data in zip(channels, pushed, strict=True)]
-            self._answers(self.run(lambda lines: lines.pipeline(pushes)))
+        pushed = [(b"PUBLISH", channel, data) for channel, data in pushes(part, values).items()]
+        if pushed:
+            self._answers(self.run(lambda lines: lines.pipeline(pushed)))
         return [record.id for record, worse in zip(part, answers, strict=True) if worse]
 
     def _values(self, keys: Sequence[str]) -> Sequence[bytes | None]:

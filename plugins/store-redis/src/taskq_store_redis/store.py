@@ -16,24 +16,33 @@ from taskq.errors import ResultTooLarge, StoreError, StoreUnavailable
 from taskq.message import Record
 from taskq.spi import Durable, StoreCapabilities, StoreConfig
 from taskq_lib_redis.connection import Links, RedisLink, Script, ServerError, Target, make_target, ready
-from taskq_lib_redis.records import PUT_LUA, decode_record, decode_values, push_arguments, record_arguments
+from taskq_lib_redis.records import (
+    PUSH_LUA,
+    PUT_LUA,
+    decode_record,
+    push_arguments,
+    pushed_records,
+    record_arguments,
+)
 from taskq_store_redis.coordination import RedisCoordination
 from taskq_store_redis.errors import ERRORS, StoreClosed, StoreRefused
 from taskq_store_redis.options import MAX_RECORD_BYTES, RedisStoreOptions, capabilities
 
 PUT = Script(
     PUT_LUA
+    + PUSH_LUA
     + """
-local out, n = {}, tonumber(ARGV[1])
-for i = 1, n do
-  if not put(KEYS[i], ARGV[2 * i], ARGV[2 * i + 1]) then out[#out + 1] = i end
+local out = {}
+for i = 1, #KEYS do
+  if not put(KEYS[i], ARGV[i], ARGV[#KEYS + i]) then out[#out + 1] = i end
 end
-for i = 2 * n + 2, #ARGV, 2 do redis.call('PUBLISH', ARGV[i], ARGV[i + 1]) end
+for i = 2 * #KEYS + 1, #ARGV, 4 do push(ARGV[i], tonumber(ARGV[i + 1]), tonumber(ARGV[i + 2]), ARGV[i + 3]) end
 return out
 """
 )
-"""KEYS: of the records. ARGV: their number, value and time to live in ms of each, then channel and data of each push.
-Returns the places, from 1, of the records that were not stored because a better one is there."""
+"""KEYS: of the records. ARGV: their values, their times to live in ms, then of each push the channel, the first and
+last value that goes there, or 0, and what goes before them. Returns the places, from 1, of the records that were not
+stored because a better one is there."""
 
 _CHUNK = 500
 _CHUNK_BYTES = 8 << 20
@@ -173,12 +182,10 @@ class RedisStore(RedisCoordination):
     def _store(self, part: Sequence[Record]) -> list[str]:
         """Store some records and push those that somebody waits for; return the ids of those superseded."""
         keys, values, ttls = record_arguments(part, self.prefix)
-        channels, pushed = push_arguments(part, values)
-        args: list[Any] = [len(keys)]
-        for value, ttl in zip(values, ttls, strict=True):
-            args += (value, ttl)
-        for channel, data in zip(channels, pushed, strict=True):
-            args += (channel, data)
+        pushes, heads = push_arguments(part, values)
+        args: list[Any] = [*values, *ttls]
+        for i, head in enumerate(heads):
+            args += (*pushes[3 * i : 3 * i + 3], head)
         worse = self.run(lambda link: link.script(PUT, keys, args))
         return [part[i - 1].id for i in worse]
 
@@ -289,8 +296,7 @@ class RedisStore(RedisCoordination):
             while True:
                 kind, _, data = channel.receive()
                 if kind == b"message":
-                    for value in decode_values(data):
-                        record = decode_record(value)
+                    for record in pushed_records(data):
                         pushed[record.id] = record
                 if not channel.readable(0.0):
                     break

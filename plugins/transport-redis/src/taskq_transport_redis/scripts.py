@@ -22,7 +22,7 @@ gives memory back or keeps a lease.
 from __future__ import annotations
 
 from taskq_lib_redis.connection import Script
-from taskq_lib_redis.records import PUT_LUA
+from taskq_lib_redis.records import PUSH_LUA, PUT_LUA
 
 BELL_TTL_MS = 60_000
 REAPED_AT_ONCE = 10
@@ -196,6 +196,7 @@ queue."""
 SETTLE = Script(
     _COMMON
     + PUT_LUA
+    + PUSH_LUA
     + """
 local me, p, batch, at, now = ARGV[1], ARGV[2], cmsgpack.unpack(ARGV[3]), 4, nil
 if not redis.call('ZSCORE', KEYS[1], me) then return redis.error_reply('LOST lease') end
@@ -211,8 +212,8 @@ end
 redis.call('ZREM', KEYS[1], '')
 for i = 1, #records do put(records[i], ARGV[at + i - 1], ttls[i]) end
 at = at + #records
-local push = at
-at = at + #publish
+local heads = at
+at = at + #publish / 3
 for i = 1, #follow, 5 do
   local queue, priority, delay, frame = follow[i], follow[i + 1], follow[i + 2], ARGV[at]
   at = at + 1
@@ -253,16 +254,20 @@ for i = #back, 1, -6 do
     end
   end
 end
-for i = 1, #publish do redis.call('PUBLISH', publish[i], ARGV[push + i - 1]) end
+for i = 1, #publish, 3 do
+  local first = publish[i + 1]
+  -- the values begin at the fourth argument
+  push(publish[i], first > 0 and first + 3 or 0, publish[i + 2] + 3, ARGV[heads + (i - 1) / 3])
+end
 if trouble then return redis.error_reply(trouble) end
 return 1
 """
 )
 """KEYS: consumers. ARGV: consumer, prefix, batch in MessagePack, blobs. The batch: keys of records, their times to live
-in ms, channels, follow-ups (queue, priority, delay in ms, number of the queue and receipt that they follow, …),
-acknowledged (queue number, receipts, …), handed back (queue number, queue, receipt, counted, delay in ms, eight
-characters, …). The blobs: values of the records, what to publish, frames of the follow-ups. Repeating it does
-nothing twice."""
+in ms, pushes (channel, first and last of the values that go there after its head, 0 for none, …), follow-ups (queue,
+priority, delay in ms, number of the queue and receipt that they follow, …), acknowledged (queue number, receipts, …),
+handed back (queue number, queue, receipt, counted, delay in ms, eight characters, …). The blobs: values of the records,
+heads of the pushes, frames of the follow-ups. Repeating it does nothing twice."""
 
 _GIVE_BACK = """
 local function give_back(p, cid, counted, from)

@@ -206,8 +206,8 @@ class Holder:
                 frames.append(delayed_member(outbound) if delay else frame(outbound))
         records = [c.record for c in commits if c.record is not None]
         keys, values, ttls = record_arguments(records, self._prefix)
-        channels, pushed = push_arguments(records, values)
-        return [_pack((keys, ttls, channels, follow, flat, back)), *values, *pushed, *frames]
+        pushes, heads = push_arguments(records, values)
+        return [_pack((keys, ttls, pushes, follow, flat, back)), *values, *heads, *frames]
 
     def flush(self, timeout: float) -> Sequence[Lost]:
         self._check()
