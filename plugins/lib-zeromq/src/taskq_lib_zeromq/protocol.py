@@ -1,8 +1,8 @@
 """What hub and clients say to each other, version 1.
 
 A message is one ZeroMQ frame of MessagePack: an array whose first item is the kind. Batches travel as one message.
-Every request has a number; the hub answers it with ``Answer`` or ``Failed`` of the same number. A request that is repeated
-with its number, in the same session, is answered again and not carried out again.
+Every request has a number; the hub answers it with ``Answer`` or ``Failed`` of the same number. A request that is
+repeated with its number, in the same session, is answered again and not carried out again.
 
 Messages, records and settlements are maps with the field names of ``taskq.message``: both sides ignore names that they
 do not know, and take defaults for those that are missing.

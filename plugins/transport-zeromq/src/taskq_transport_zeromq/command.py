@@ -30,7 +30,7 @@ def command() -> None:
 @click.option("--secret-key-file", type=click.Path(exists=True, dir_okay=False),
               help="File with the hub's secret key; connections are encrypted then.")  # fmt: skip
 @click.option("--client-keys-file", type=click.Path(exists=True, dir_okay=False),
-              help="File with the public keys that may connect, one a line; else all who know the hub's may.")  # fmt: skip
+              help="File with the public keys that may connect; else all who know the hub's may.")  # fmt: skip
 @click.option("--log-level", default="INFO", show_default=True)
 def hub(
     bind: tuple[str, ...], journal: str | None, result_bytes: int, results_full: str, max_message_bytes: int,
