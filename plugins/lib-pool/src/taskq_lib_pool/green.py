@@ -59,10 +59,6 @@ class Backend(ABC):
     def in_thread(self, function: Callable[[], T]) -> T:
         """Return what a function returns on a thread of the system; other greenlets run meanwhile."""
 
-    @abstractmethod
-    def close(self) -> None:
-        """Give the threads back."""
-
 
 class Handle:
     """What a job is struck by."""
@@ -204,7 +200,6 @@ class GreenPool:
             self.backend.later(0.0, self._runs.interrupt)
             self._wait(monotonic() + GIVE_WAY_S)
         self._unfinished = self.reports.close(max(1.0, deadline - monotonic()))
-        self.backend.close()
         return self._unfinished
 
     def running(self, *, stacks: bool = False) -> Sequence[Running]:

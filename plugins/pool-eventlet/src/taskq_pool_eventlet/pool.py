@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import warnings
 from collections.abc import Callable
 from typing import Any, TypeVar
@@ -10,12 +11,13 @@ with warnings.catch_warnings():
     # Its authors advise against new use, and say so at every import: to be read, but never an error.
     warnings.simplefilter("default")
     import eventlet  # type: ignore[import-untyped]
-    from eventlet import hubs, patcher, tpool  # type: ignore[import-untyped]
+    from eventlet import hubs, patcher, tpool
 
 from greenlet import getcurrent  # type: ignore[import-untyped]
 
 from taskq.spi import PoolConfig
-from taskq_lib_pool.green import THREADS, Backend, GreenPool, Timer, refuse_unpatched
+from taskq_lib_pool.green import THREADS, Backend, GreenPool, refuse_unpatched
+from taskq_lib_pool.runs import Timer
 
 T = TypeVar("T")
 
@@ -24,6 +26,8 @@ def patch_process() -> None:
     """Have the standard library yield where it waits."""
     if not patcher.is_monkey_patched("socket"):
         eventlet.monkey_patch()
+        # eventlet leaves two objects for the main thread, and a worker takes signals only where it believes to be on it.
+        threading._main_thread = threading.current_thread()  # type: ignore[attr-defined]
 
 
 def make_pool(config: PoolConfig) -> GreenPool:
@@ -60,6 +64,3 @@ class EventletBackend(Backend):
             tpool.set_num_threads(THREADS)
         result: T = tpool.execute(function)
         return result
-
-    def close(self) -> None:
-        """Leave eventlet's threads, which are for the whole process."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cache
 from importlib import import_module
 from typing import Any, TypeVar
 
@@ -55,9 +56,6 @@ class GeventBackend(Backend):
 
     name = "gevent"
 
-    def __init__(self) -> None:
-        self._threads: ThreadPool | None = None
-
     def current(self) -> Any:
         return gevent.getcurrent()
 
@@ -75,12 +73,11 @@ class GeventBackend(Backend):
         gevent.sleep(0)
 
     def in_thread(self, function: Callable[[], T]) -> T:
-        if self._threads is None:
-            self._threads = ThreadPool(THREADS)
-        result: T = self._threads.apply(function)
+        result: T = _threads().apply(function)
         return result
 
-    def close(self) -> None:
-        if self._threads is not None:
-            with gevent.Timeout(1.0, False):  # a thread that is stuck in a task stays
-                self._threads.kill()
+
+@cache
+def _threads() -> ThreadPool:
+    """Return the process's threads for coroutines: they outlive the pool, as their event loops are closed after it."""
+    return ThreadPool(THREADS)
