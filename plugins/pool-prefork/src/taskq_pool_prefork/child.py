@@ -192,6 +192,7 @@ class ChildProcess:
             now = end
             if self._staged >= FLUSH_JOBS or end - first > FLUSH_S or self._offset > _STAGE_BYTES - plain:
                 self._flush()
+                now = monotonic()
             if (max_tasks and self._started >= max_tasks) or (max_memory and self._resident() > max_memory):
                 self._flush()
                 return

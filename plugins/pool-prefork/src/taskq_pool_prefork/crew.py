@@ -23,8 +23,10 @@ CHUNK_JOBS: Final = 256
 CHUNK_BYTES: Final = 1 << 20
 """Payload that goes to a child in one frame, as far as it is more than one job."""
 AHEAD_S: Final = 0.05
-"""Work that is accepted beyond the free slots; tasks longer than this are not given to a busy child."""
+"""Work that is accepted beyond the free slots."""
 AHEAD_JOBS: Final = 1024
+QUEUED_S: Final = 0.02
+"""Jobs that take longer than this are not given to a busy child: having its next one at hand saves it little."""
 STUCK_S: Final = 0.004
 """A job that runs for this long, and for several times longer than jobs usually do, holds up those behind it."""
 MUTE_S: Final = 0.05
@@ -46,6 +48,8 @@ class Crew:
         """Seconds that a job takes; 0 while nothing is known."""
         self.reports: list[Report] = []
         """What the sink is to be told once the lock is free."""
+        self.queued = False
+        """Whether a child was given jobs behind another one since the supervisor looked."""
         self.sink: Any = None
 
     # ------------------------------------------------------------------------------------------------ accepting
@@ -71,6 +75,10 @@ class Crew:
         """Put jobs that a child did not start before all others."""
         self.ready.extendleft(reversed(jobs))
 
+    def patience(self) -> float:
+        """Return for how long a job may run before those behind it go elsewhere, in seconds."""
+        return min(max(STUCK_S, 3 * self.typical), QUEUED_S)
+
     # --------------------------------------------------------------------------------------------- handing out
 
     def hand_out(self) -> None:
@@ -81,8 +89,8 @@ class Crew:
         now = monotonic()
         typical = self.typical
         chunk = max(1, min(CHUNK_JOBS, int(CHUNK_S / typical))) if typical else 1
-        deepest = 2 * chunk if typical and typical <= AHEAD_S else 1
-        patience = max(STUCK_S, 3 * typical)
+        deepest = 2 * chunk if typical and typical <= QUEUED_S else 1
+        patience = self.patience()
         takers: list[tuple[int, int, Member]] = []
         busy = 0
         for member in self.members.values():
@@ -122,6 +130,7 @@ class Crew:
             if size > CHUNK_BYTES and number:
                 count = number
                 break
+        self.queued = self.queued or count > 1 or bool(member.jobs)
         member.give([ready.popleft() for _ in range(count)], now)
 
     # ------------------------------------------------------------------------------------------------ coming back

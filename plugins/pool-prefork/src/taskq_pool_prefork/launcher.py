@@ -92,12 +92,12 @@ class ForkServer:
         descriptors: list[int] = []
         ours: list[socket.socket] = []
         try:
-            descriptors.append(Board.create())
-            board = Board(descriptors[0])
             for _ in range(2):
                 mine, its = socket.socketpair()
                 ours.append(mine)
-                descriptors.insert(-1, its.detach())
+                descriptors.append(its.detach())
+            descriptors.append(Board.create())
+            board = Board(descriptors[-1])
         except BaseException:
             for sock in ours:
                 sock.close()

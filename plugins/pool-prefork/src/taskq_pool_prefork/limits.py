@@ -7,7 +7,7 @@ from typing import Final
 
 from taskq.errors import TimeLimitExceeded
 from taskq.spi import Job, Runtime
-from taskq_pool_prefork.crew import MUTE_S, STUCK_S, Crew
+from taskq_pool_prefork.crew import MUTE_S, Crew
 from taskq_pool_prefork.member import Member, State
 from taskq_pool_prefork.processes import LOST_SOCKETS
 from taskq_pool_prefork.protocol import ACTED, RECALL_S, REQUESTED, STARTED, TARGET
@@ -16,7 +16,8 @@ log = logging.getLogger("taskq.pool.prefork")
 
 TICK_S: Final = 0.005
 """How often is looked at children while something about them may change without a message."""
-TELL_S: Final = 0.002
+TELL_S: Final = 0.02
+"""A job that runs for this long is reported as started; a shorter one when it has ended."""
 NUDGE_S: Final = 0.02
 """How often an interrupt is repeated until the child has acted."""
 PING_S: Final = 5.0
@@ -82,9 +83,10 @@ class Watch:
         if member.board.slots[STARTED] > member.received:
             return min(due, self._look_at_running(member, now))
         if member.jobs:
-            due = min(due, now + TICK_S)
+            due = min(due, now + MUTE_S / 2)
             if member.answered and now - member.sent_at > MUTE_S:
                 member.recall(now)
+                due = now + RECALL_S
         if not member.answered:
             due = min(due, self._look_at_mute(member, now))
         elif member.asked_at is not None:
@@ -103,15 +105,18 @@ class Watch:
         job, age = member.jobs[at], member.age(now)
         if member.board.slots[STARTED] != started:
             return now + TICK_S
-        due = float("inf")
+        due = now + TICK_S if at else float("inf")  # what is staged behind a long job is looked for
         if started > member.told:
-            due = now + TICK_S
             if age >= TELL_S:
                 crew.tell_started(member)
-        if at or len(member.jobs) > 1:
-            due = now + TICK_S
-            if member.answered and len(member.jobs) > at + 1 and age > max(STUCK_S, 3 * crew.typical):
+            else:
+                due = min(due, now + TELL_S - age)
+        if member.answered and len(member.jobs) > at + 1:
+            left = crew.patience() - age
+            if left <= 0:
                 member.recall(now)
+                left = RECALL_S
+            due = min(due, now + max(left, 0.001))
         hard = self._hard[job.task] if job.task in self._hard else self._limit(job)
         if hard is not None:
             if age >= hard and not member.board.staged(member.received):

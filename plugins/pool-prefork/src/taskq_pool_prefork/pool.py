@@ -90,10 +90,7 @@ class PreforkPool:
                 return 0
             crew.accept(jobs if count == len(jobs) else jobs[:count])
             crew.hand_out()
-            supervisor.brought = monotonic()
-            if supervisor.asleep:
-                supervisor.asleep = False
-                supervisor.wake()
+            supervisor.bring()
         return count
 
     def take_back(self, limit: int) -> Sequence[int]:

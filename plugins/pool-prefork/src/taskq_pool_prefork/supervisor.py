@@ -47,7 +47,9 @@ log = logging.getLogger("taskq.pool.prefork")
 
 LINGER_S: Final = 0.5
 """For this long after jobs came the thread looks by itself, so that the next ones need not wake it."""
-LINGER_TICK_S: Final = 0.01
+LINGER_TICK_S: Final = 0.05
+SOON_S: Final = 0.005
+"""How soon it must look once a child has jobs that wait behind another."""
 SERVER_PATIENCE_S: Final = 5.0
 """Time for the fork server to answer, and for a killed child to end."""
 FIRST_PAUSE, LONGEST_PAUSE = 0.1, 5.0
@@ -79,10 +81,9 @@ class Supervisor(threading.Thread):
         self._stacks: dict[tuple[int, int], str] = {}
         self.changed = threading.Condition(lock)
         """Notified when children became ready or ended, and when a stack came."""
-        self.asleep = False
-        """Whether it waits without a tick, so that whoever brings work must wake it."""
-        self.brought = 0.0
-        """When work came last."""
+        self._planned = 0.0
+        self._brought = 0.0
+        self._writing: set[int] = set()
         self.failure: WorkerError | None = None
         """Why the pool cannot start."""
         self.started = False
@@ -90,6 +91,18 @@ class Supervisor(threading.Thread):
         self.closing = False
         """Whether no child is to be replaced any more."""
         self.ended = False
+
+    @property
+    def asleep(self) -> bool:
+        """Whether it waits for an event, without a time to look by itself."""
+        return self._planned == float("inf")
+
+    def bring(self) -> None:
+        """Take note of new work: the thread must look soon, if it would not anyway. The caller holds the lock."""
+        now = self._brought = monotonic()
+        if self._planned > now + (SOON_S if self._crew.queued else LINGER_TICK_S):
+            self._planned = 0.0
+            self.wake()
 
     def wake(self) -> None:
         """Make the thread look at once."""
@@ -119,16 +132,16 @@ class Supervisor(threading.Thread):
                         self._crew.hand_out()
                     self._watch_writes()
                     reports, self._crew.reports = self._crew.reports, []
-                    lingers = now - self.brought < LINGER_S
-                    if lingers:
+                    if now - self._brought < LINGER_S:
                         due = min(due, now + LINGER_TICK_S)
-                    timeout = None if due == float("inf") else max(0.0, due - now)
-                    self.asleep = not reports and not lingers
+                    self._planned = due
+                    self._crew.queued = False
                 if reports:
                     self._tell(reports)
-                events = self._selector.select(0 if reports else timeout)
+                    now = monotonic()
+                events = self._selector.select(None if due == float("inf") else max(0.0, due - now))
                 with self._lock:
-                    self.asleep = False
+                    self._planned = 0.0
                     for key, mask in events:
                         self._attend(key, mask)
         except Exception:
@@ -176,11 +189,19 @@ class Supervisor(threading.Thread):
 
     def _watch_writes(self) -> None:
         """Wait for room in a socket where something waits to be written, and nowhere else."""
-        for key in list(self._selector.get_map().values()):
-            if key.data is not None:
-                wanted = selectors.EVENT_READ | (selectors.EVENT_WRITE if key.data[0].pending else 0)
-                if key.events != wanted:
-                    self._selector.modify(key.fileobj, wanted, key.data)
+        members = self._crew.members.values()
+        wanted = {c.socket.fileno() for m in members for c in (m.data, m.control) if c.pending and not c.broken}
+        if self._server is not None and self._server.channel.pending:
+            wanted.add(self._server.channel.socket.fileno())
+        if wanted != self._writing:
+            for descriptor in wanted ^ self._writing:
+                try:
+                    key = self._selector.get_key(descriptor)
+                except KeyError:
+                    continue  # closed meanwhile
+                events = selectors.EVENT_READ | (selectors.EVENT_WRITE if descriptor in wanted else 0)
+                self._selector.modify(descriptor, events, key.data)
+            self._writing = wanted
 
     def _tell(self, reports: list[Any]) -> None:
         for method, arguments in reports:
@@ -379,7 +400,11 @@ class Supervisor(threading.Thread):
                 if member.control.pending:
                     self.wake()
 
-        self._crew.sink.request(message.data, reply)
+        try:
+            self._crew.sink.request(message.data, reply)
+        except Exception:
+            reply(b"")  # no answer is of this form: the child's call fails, and does not wait for ever
+            raise
 
     def _cut_off(self, member: Member) -> None:
         """A child has closed a socket: it has ended, or a task has closed what is not its own; the watch waits."""
@@ -405,8 +430,10 @@ class Supervisor(threading.Thread):
 
     def _forget(self, member: Member) -> None:
         for channel in (member.data, member.control):
-            if channel.socket.fileno() >= 0 and channel.socket in self._selector.get_map():
-                self._selector.unregister(channel.socket)
+            descriptor = channel.socket.fileno()
+            self._writing.discard(descriptor)
+            if descriptor >= 0 and descriptor in self._selector.get_map():
+                self._selector.unregister(descriptor)
         self._crew.members.pop(member.number, None)
         member.close()
 
