@@ -21,6 +21,7 @@ from taskq.errors import (
     ConnectionFailed,
     NotSupported,
     QueueMissing,
+    SendFailed,
     TransportError,
 )
 from taskq.message import ACK, RELEASE, Delivery, Outbound, QueueSpec, Settlement, Subscription
@@ -729,3 +730,32 @@ def persistently_failing(call: Callable[[], Any]) -> None:
 def test_asking_for_the_spec_imports_no_boto() -> None:
     code = "import sys, taskq_transport_sqs.plugin; sys.exit('boto3' in sys.modules or 'botocore' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+# ------------------------------------------------------------------------------------------------------ with a worker
+
+
+def test_a_worker_keeps_the_order_of_each_group(sqs_url: str) -> None:
+    from taskq.worker import Worker
+
+    app = TaskQ("ordered", broker=sqs_url, isolated=True, ignore_result=True, queues={"o": {"ordered": True}})
+    ran: list[str] = []
+
+    @app.task(name="step", queue="o")
+    def step(name: str) -> None:
+        time.sleep(0.02)
+        ran.append(name)
+
+    for i in range(4):
+        for group in "ab":
+            step.apply_async((f"{group}{i}",), group=group)
+    with pytest.raises(SendFailed, match="countdown"):
+        step.apply_async(("later",), group="a", countdown=5)
+    with Worker(app, pool="threads", concurrency=4, queues=["o"]):
+        deadline = time.monotonic() + PATIENCE
+        while len(ran) < 8:
+            assert time.monotonic() < deadline, ran
+            time.sleep(0.02)
+    for group in "ab":
+        assert [name for name in ran if name[0] == group] == [f"{group}{i}" for i in range(4)]
+    app.close()

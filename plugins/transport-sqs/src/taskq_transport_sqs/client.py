@@ -42,7 +42,8 @@ _MOST_CONNECTIONS = 200
 _NOT_FOUND = frozenset({"QueueDoesNotExist", "AWS.SimpleQueueService.NonExistentQueue"})
 _REFUSED = frozenset({
     "AccessDenied", "AccessDeniedException", "AuthFailure", "ExpiredToken", "ExpiredTokenException",
-    "IncompleteSignature", "InvalidAccessKeyId", "InvalidClientTokenId", "InvalidSecurity", "InvalidSignatureException",
+    "IncompleteSignature", "InvalidAccessKeyId", "KMS.AccessDeniedException", "KmsAccessDenied",
+    "InvalidClientTokenId", "InvalidSecurity", "InvalidSignatureException",
     "MissingAuthenticationToken", "MissingAuthenticationTokenException", "NotAuthorized", "OptInRequired",
     "SignatureDoesNotMatch", "UnrecognizedClientException",
 })  # fmt: skip
@@ -50,7 +51,7 @@ _NO_RIGHT = frozenset({"AccessDenied", "AccessDeniedException", "NotAuthorized"}
 _BUSY = frozenset({
     "OverLimit", "PriorRequestNotComplete", "RequestLimitExceeded", "RequestThrottled", "ServiceUnavailable",
     "SlowDown", "Throttling", "ThrottledException", "ThrottlingException", "TooManyRequestsException",
-    "KmsThrottled", "AWS.SimpleQueueService.QueueDeletedRecently", "QueueDeletedRecently",
+    "KmsThrottled", "KMS.ThrottlingException", "AWS.SimpleQueueService.QueueDeletedRecently", "QueueDeletedRecently",
 })  # fmt: skip
 # Raised before anything was written to the server.
 _UNSENT = (boto_errors.EndpointConnectionError, boto_errors.ConnectTimeoutError, boto_errors.ProxyConnectionError)
