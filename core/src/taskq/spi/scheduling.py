@@ -100,7 +100,11 @@ class Scheduler(Protocol):
 
 
 class LoadSample(Struct, frozen=True, kw_only=True):
-    """What a worker knows of its load. Counts of messages, times in seconds; None where it cannot be known."""
+    """What a worker knows of its load. Counts of messages, times in seconds; None where it cannot be known.
+
+    ``oldest_age`` is the time that the oldest waiting message waits, ``wait_p95`` what tasks have waited that were
+    started since the last sample; ``cpu`` is the share of the CPUs the worker may use that its processes used since.
+    """
 
     at: float
     slots: int

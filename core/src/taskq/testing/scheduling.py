@@ -456,6 +456,10 @@ class SchedulerSuite(Suite):
         assert [fire.due for fire in rig.lease(first + 31, "lives", ttl=30)] == [first + 30]
 
 
+SHAPES = ("step", "ramp", "burst", "sinus", "idle")
+"""Recorded loads, in the folder ``loads``."""
+
+
 class AutoscalerSuite(Suite):
     """All tests of an autoscaler; subclass it and name the autoscaler."""
 
@@ -570,6 +574,29 @@ class AutoscalerSuite(Suite):
         needed = per_second * run.seconds_per_task
         assert needed <= run.slots <= needed * 3 + 2, f"{run.slots} slots for a load of {needed:.1f}"
 
+    @pytest.mark.parametrize("shape", SHAPES)
+    def test_recorded_loads(self, autoscaler: Autoscaler, shape: str) -> None:
+        """Check that each recorded load is served: nothing waits for long once the pool had time to follow, the slots
+        stay in a proportion to the load, and they are given back at the end.
+        """
+        run = Simulation(autoscaler, self.every_s, most=40)
+        load = recorded(shape)
+        for per_second in load:
+            run.for_seconds(60, per_second=per_second)
+        work = sum(load) * 60 * run.seconds_per_task
+        run.for_seconds(1200, per_second=0.0)
+        assert run.queue == 0
+        assert run.slots <= 1, f"{run.slots} slots are kept after the load has gone"
+        assert run.longest <= 2500, f"up to {run.longest} tasks waited"
+        slots = sum(run.history[: len(load) * 60])
+        assert slots <= 6 * work + 5 * 60 * len(load), f"{slots} seconds of slots for {work:.0f} seconds of work"
+
+
+def recorded(shape: str) -> list[float]:
+    """Return a recorded load: tasks a second, minute by minute."""
+    lines = (Path(__file__).parent / "loads" / f"{shape}.csv").read_text().splitlines()
+    return [float(line.split(",")[1]) for line in lines if not line.startswith("#")]
+
 
 class Simulation:
     """A pool under a recorded load, on a clock of its own; tasks take a second, and slots change at once.
@@ -594,6 +621,12 @@ class Simulation:
         self.queue = 0
         self.changes = 0
         self.history: list[int] = []
+        self.longest = 0
+        """Most tasks that have waited at a time."""
+
+    def cpu(self, busy: int) -> float | None:
+        """Return the use of the CPU by so many busy slots; a simulation of another machine overrides it."""
+        return 0.5
 
     def for_seconds(self, seconds: float, *, per_second: float) -> None:
         """Let time pass in steps of a second, with a load that varies a little."""
@@ -604,10 +637,12 @@ class Simulation:
             self.queue += new
             busy = min(self.slots, self.queue)
             self.queue -= busy
+            self.longest = max(self.longest, self.queue)
             if second % max(1, int(self._every_s)) == 0:
+                age = self.queue / max(1, self.slots)
                 sample = LoadSample(
                     at=self.now, slots=self.slots, busy=busy, backlog=self.queue, completed_per_s=float(busy),
-                    oldest_age=self.queue / max(1, self.slots), wait_p95=self.queue / max(1, self.slots), cpu=0.5,
+                    oldest_age=age, wait_p95=age, cpu=self.cpu(busy),
                 )  # fmt: skip
                 wanted, self._state = self._autoscaler.decide(sample, self._state)
                 wanted = min(self._most, max(1, wanted))

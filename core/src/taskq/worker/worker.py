@@ -78,6 +78,8 @@ class Worker:
         self.restart_wanted = False
         self.dump_wanted = False
         self.watch: Watch | None = None
+        self.wanted_slots: int | None = None
+        """What the autoscaler asked for last, before its bounds: for scalers of more workers than this one."""
 
     # -------------------------------------------------------------------------------------------------- starting
 

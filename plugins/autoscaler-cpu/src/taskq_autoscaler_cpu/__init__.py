@@ -1,0 +1,1 @@
+"""The CPU autoscaler: more slots while there is work and the CPU has time left."""

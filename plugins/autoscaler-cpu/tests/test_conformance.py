@@ -1,0 +1,14 @@
+"""The conformance suite of autoscalers."""
+
+from __future__ import annotations
+
+from taskq.testing import AutoscalerSuite, PackagingSuite
+
+
+class TestConformance(AutoscalerSuite):
+    name = "cpu"
+
+
+class TestPackaging(PackagingSuite):
+    kind = "autoscaler"
+    name = "cpu"
