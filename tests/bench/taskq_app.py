@@ -40,7 +40,9 @@ QUEUES = ("default",)
 _CHUNK = 10_000
 _program = str(Path(sys.executable).with_name("taskq"))
 
-app = TaskQ("bench", broker=_url, isolated=True)
+# Other servers keep results by themselves where they are the broker.
+_store = _url.partition("?")[0] if RESULTS and _scheme in ("amqp", "zeromq") else None
+app = TaskQ("bench", broker=_url, result_store=_store, isolated=True)
 
 
 @app.task(name="plain", ignore_result=True)
