@@ -39,6 +39,7 @@ _UNCONFIRMED = 32
 """Batches of settlements that may be under way."""
 _ASK_EVERY = 8
 """How many batches may be open before the hub is asked to confirm one; mostly a delivery has told by then."""
+_REFUSED_PAUSE = 0.1
 _SETTLE, _DEMAND = 7, 6
 _NOT_HELD = "not held: it was settled before, or the lease ended"
 _GONE = "the lease ended, or the hub was started anew, and the message was given back"
@@ -83,6 +84,8 @@ class ZeroMQConsumer:
         self._epoch = 0
         self._closed = False
         self._settling_attached = False
+        self._unflushed = False
+        """Whether something was settled since ``flush``."""
         self._queues: list[tuple[str, int]] = []
         self._order: SubscribeOrder = "fair"
         self._credit = self._max_bytes = _UNLIMITED
@@ -369,6 +372,7 @@ class ZeroMQConsumer:
         """Send a batch to the hub. Raises: TransportError: all of it is held still."""
         if not batch.entries:
             return
+        self._unflushed = True
         n = self._number_batch(batch)
         try:
             if self._settling_attached and self._settling.connected:
@@ -500,7 +504,7 @@ class ZeroMQConsumer:
         self._check()
         end = time.monotonic() + timeout
         with self._settle_lock:
-            while self._unconfirmed:
+            while self._unflushed:
                 left = end - time.monotonic()
                 if left <= 0:
                     raise self._lost_error(f"{len(self._unconfirmed)} batches of settlements are not confirmed")
@@ -508,9 +512,13 @@ class ZeroMQConsumer:
                     if not self._settling_attached or not self._settling.connected:
                         self._reattach()
                     self._repeat_refused()
-                    self._read_confirmations(min(left, 0.2), 0)
+                    self._beat(left)
+                    self._unflushed = bool(self._unconfirmed)
+                    if self._unflushed:
+                        time.sleep(min(left, _REFUSED_PAUSE))
                 except Broken as error:
-                    self._reattach(error)
+                    if time.monotonic() < end:
+                        self._reattach(error)
         return self._take_losses()
 
     def extend(self, receipts: Sequence[Receipt] | None = None) -> Sequence[Lost]:
@@ -528,11 +536,12 @@ class ZeroMQConsumer:
             self._poke()
         return self._take_losses()
 
-    def _beat(self) -> None:
+    def _beat(self, timeout: float | None = None) -> None:
+        """Renew the lease; when it is answered, so is every settlement before."""
         link = self._settling
         n = -link.number()
         link.send(encode(protocol.Beat(n)))
-        end = time.monotonic() + self._transport.options.timeout
+        end = time.monotonic() + (self._transport.options.timeout if timeout is None else timeout)
         while True:
             left = end - time.monotonic()
             if left <= 0:

@@ -386,7 +386,9 @@ class Hub:
         if consumer is not None:
             self.broker.beat(consumer)
         settled = consumer.last_settle if consumer is not None else 0
-        self._say(connection, Confirm(request.n, settled, known=consumer is not None))
+        # behind the answers to settlements: who waits for this has all of those before
+        behind = any(other == connection for other, _ in self._vows)
+        (self._vow if behind else self._say)(connection, Confirm(request.n, settled, known=consumer is not None))
 
     def _settle(self, connection: bytes, request: protocol.Settle) -> None:
         consumer = self.broker.connections.get(connection)
