@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from types import TracebackType
 from typing import Any
@@ -16,6 +17,13 @@ _FORGE = """
 import json, os, sys
 from taskq_lib_zeromq.hub import Hub, HubOptions
 for line in sys.stdin:
+    if line.startswith("reap "):
+        try:
+            os.waitpid(int(line[5:]), 0)
+        except ChildProcessError:
+            pass
+        print("{}", flush=True)
+        continue
     read, write = os.pipe()
     child = os.fork()
     if not child:
@@ -38,15 +46,9 @@ for line in sys.stdin:
     os.close(write)
     with os.fdopen(read, "rb") as pipe:
         said = json.loads(pipe.read())
-    print(json.dumps({**said, "pid": child}), flush=True)
     if "error" in said:
         os.waitpid(child, 0)
-    while True:
-        try:
-            if not os.waitpid(-1, os.WNOHANG)[0]:
-                break
-        except ChildProcessError:
-            break
+    print(json.dumps({**said, "pid": child}), flush=True)
 """
 
 
@@ -61,9 +63,11 @@ class Hub:
         self.url = "zeromq" + self.address.removeprefix("tcp").removeprefix("ipc")
 
     def kill(self, number: int = signal.SIGKILL) -> None:
-        """Send a signal; by default the one that leaves no time to write anything."""
+        """Send a signal; by default the one that leaves no time to write anything, and wait for its effect."""
         with contextlib.suppress(ProcessLookupError):
             os.kill(self.pid, number)
+        if number == signal.SIGKILL:
+            self._forge.reap(self.pid)
 
     def restart(self) -> Hub:
         """Start it again where it was, with the same options, once the old one is out of the way."""
@@ -85,20 +89,30 @@ class HubForge:
             [sys.executable, "-c", _FORGE], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
         )
         self._pids: list[int] = []
+        self._lock = threading.Lock()
 
     def start(self, **options: Any) -> Hub:
         """Start a hub; options as of ``HubOptions``. Raises: RuntimeError: it says why it cannot start."""
         options.setdefault("bind", ["tcp://127.0.0.1:*"])
         options.setdefault("heartbeat", 1.0)
-        assert self._process.stdin is not None
-        assert self._process.stdout is not None
-        self._process.stdin.write(json.dumps(options) + "\n")
-        self._process.stdin.flush()
-        said = json.loads(self._process.stdout.readline())
+        said = self._ask(json.dumps(options))
         if "error" in said:
             raise RuntimeError(said["error"])
         self._pids.append(said["pid"])
         return Hub(self, options, said)
+
+    def reap(self, pid: int) -> None:
+        """Wait until a hub that was killed is gone, its connections included."""
+        self._ask(f"reap {pid}")
+
+    def _ask(self, line: str) -> dict[str, Any]:
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        with self._lock:
+            self._process.stdin.write(line + "\n")
+            self._process.stdin.flush()
+            answer: dict[str, Any] = json.loads(self._process.stdout.readline())
+        return answer
 
     def close(self) -> None:
         """End all hubs."""
