@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import threading
 import time
 from collections import deque
@@ -483,6 +484,114 @@ class RaisesWhenStoppedTwice(Threads):
         return super().stop(deadline)
 
 
+# ------------------------------------------------------------------------------------------------ limits and context
+
+
+class KeepsNoLimit(Threads):
+    caught_by = ("test_soft_limit", "test_soft_limit_outside_the_task", "test_limits_of_pools_side_by_side")
+
+    def _keep_limits(self) -> float | None:
+        return None
+
+
+class LimitsEverybody(Threads):
+    caught_by = ("test_soft_limit", "test_soft_limit_strikes_no_other")
+
+    def _soft_limit(self, task: str) -> float | None:
+        limits = [soft for name in self._runtime.tasks() if (soft := self._runtime.limits(name).soft)]
+        return limits[0] * 0.05 if limits else None
+
+
+class OnlySaysThatItTold(Threads):
+    caught_by = (
+        "test_cancel_of_running_jobs_is_as_declared",
+        "test_a_task_may_resist_its_cancellation",
+        "test_hard_cancel_is_as_declared",
+        "test_stop_interrupts_what_runs",
+    )
+
+    def _strike(self, thread: Any, job: Job, error: type[BaseException]) -> bool:
+        return True
+
+
+class CallsLimitsCrashes(Threads):
+    caught_by = ("test_soft_limit_outside_the_task",)
+
+    def _aborted(self, job: Job, error: Any) -> None:
+        self._broken_runtime(job, error)
+
+
+class InterruptsWithoutAnOutcome(Threads):
+    caught_by = ("test_stop_interrupts_what_runs",)
+
+    def start(self, runtime: Runtime, sink: PoolSink) -> None:
+        def finished(batch: Sequence[Finished]) -> None:
+            sink.finished([f for f in batch if f.outcome.kind == DONE])
+
+        super().start(runtime, Wrapped(sink, finished=finished))
+
+
+class SharesAContext(Threads):
+    caught_by = ("test_context_variables_end_with_their_job",)
+
+    def start(self, runtime: Runtime, sink: PoolSink) -> None:
+        super().start(Wrapped(runtime, execute=runtime._run), sink)  # type: ignore[attr-defined]
+
+
+class LeavesWithItsJob(Threads):
+    caught_by = ("test_a_job_that_exits_costs_nothing",)
+
+    def start(self, runtime: Runtime, sink: PoolSink) -> None:
+        def execute(job: Job) -> Outcome:
+            outcome = runtime.execute(job)
+            if "SystemExit" in (outcome.reason or ""):
+                raise SystemExit
+            return outcome
+
+        super().start(Wrapped(runtime, execute=execute), sink)
+
+
+class SharesItsJobs(Threads):
+    caught_by = ("test_pools_side_by_side",)
+    everybodys: ClassVar[deque[Job]] = deque()
+
+    def __init__(self, config: PoolConfig) -> None:
+        super().__init__(config)
+        self._ready = self.everybodys
+
+
+class ForgetsItsJobsWhenResized(Threads):
+    caught_by = ("test_resize_by_another_thread",)
+
+    def resize(self, concurrency: int) -> int:
+        if len(self._ready) > 1:
+            self._ready.pop()
+        return super().resize(concurrency)
+
+
+class ShowsTheYoungestFirst(Threads):
+    caught_by = ("test_running_jobs_are_shown",)
+
+    def running(self, *, stacks: bool = False) -> Any:
+        return list(super().running(stacks=stacks))[::-1]
+
+
+class ShowsNoStacks(Threads):
+    caught_by = ("test_running_jobs_are_shown",)
+
+    def running(self, *, stacks: bool = False) -> Any:
+        return super().running()
+
+
+class FailsWhenLookedAt(Threads):
+    caught_by = ("test_inspecting_disturbs_nobody",)
+
+    def running(self, *, stacks: bool = False) -> Any:
+        if len(self._held) > 20:
+            raise KeyError("a job has just ended")
+        return super().running(stacks=stacks)
+
+
 # ------------------------------------------------------------------------------------------------ inline
 
 
@@ -601,6 +710,42 @@ class HoldsJobs(Solo):
 
     def submit(self, jobs: Sequence[Job]) -> int:
         return len(jobs)
+
+
+class KeepsTheLastLimit(Solo):
+    """A limit goes on after its job has ended."""
+
+    caught_by = ("test_soft_limit", "test_soft_limit_strikes_no_other")
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name != "_until" or value != float("inf") or "_until" not in self.__dict__:
+            super().__setattr__(name, value)
+
+
+class NeverRings(Solo):
+    caught_by = ("test_limits_of_pools_side_by_side", "test_cancel_of_an_inline_job")
+
+    def _struck(self, number: int, frame: Any) -> None:
+        pass
+
+
+class TakesTheSignalAway(Solo):
+    """Leaves the process without a handler when it stops, whoever has it."""
+
+    caught_by = ("test_limits_of_pools_side_by_side",)
+
+    def stop(self, deadline: float) -> Sequence[int]:
+        signal.signal(signal.SIGURG, signal.SIG_DFL)
+        return super().stop(deadline)
+
+
+class ShowsWhatHasEnded(Solo):
+    caught_by = ("test_an_inline_pool_shows_its_job",)
+
+    def running(self, *, stacks: bool = False) -> Any:
+        found = super().running(stacks=stacks) or self.__dict__.get("last", ())
+        self.__dict__["last"] = found
+        return found
 
 
 THREADS = [mutant for mutant in globals().values() if isinstance(mutant, type) and issubclass(mutant, Threads)][1:]

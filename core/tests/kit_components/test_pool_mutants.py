@@ -10,7 +10,7 @@ from msgspec.structs import replace
 from core.tests.kit_components.bench import run
 from core.tests.kit_components.pool_mutants import SOLO, THREADS, Solo, Threads
 from taskq.spi import PoolSpec, Support
-from taskq.testing import PoolSuite
+from taskq.testing import PoolSuite, UndeclaredAbility
 from taskq_pool_solo.plugin import taskq_pool as solo
 from taskq_pool_threads.plugin import taskq_pool as threads
 
@@ -39,10 +39,10 @@ def test_a_sound_pool_passes(sound: Any, test: str) -> None:
 @pytest.mark.parametrize(
     ("sound", "lie", "test"),
     [
-        (Threads, {"soft_limit": Support.EMULATED}, "test_soft_limit"),
         (Threads, {"hard_limit": Support.EMULATED}, "test_hard_limit"),
         (Threads, {"isolation": True}, "test_a_crash_is_isolated"),
-        (Threads, {"cancel_running": Support.EMULATED}, "test_cancel_of_running_jobs_is_as_declared"),
+        (Threads, {"terminate": True}, "test_hard_cancel_is_as_declared"),
+        (Threads, {"recycle": True}, "test_children_end_after_their_share"),
         (Threads, {"resize": False}, "test_resize_that_is_not_declared_changes_nothing"),
         (Threads, {"inline": True, "max_concurrency": 1}, "test_capabilities_fit_together"),
         (Threads, {"max_concurrency": 2}, "test_more_slots_than_declared_are_refused"),
@@ -55,6 +55,22 @@ def test_a_sound_pool_passes(sound: Any, test: str) -> None:
 def test_a_lie_about_a_capability_is_caught(sound: type, lie: dict[str, Any], test: str) -> None:
     spec = SPECS[sound]
     assert run(PoolSuite, test, replace(spec, capabilities=replace(spec.capabilities, **lie)))
+
+
+@pytest.mark.parametrize(
+    ("sound", "modesty", "test", "word"),
+    [
+        (Threads, {"soft_limit": Support.NO}, "test_undeclared_limits", "soft_limit"),
+        (Threads, {"cancel_running": Support.NO}, "test_cancel_of_running_jobs_is_as_declared", "cancel_running"),
+        (Solo, {"soft_limit": Support.NO}, "test_undeclared_limits", "soft_limit"),
+    ],
+)
+def test_what_works_undeclared_is_reported(sound: type, modesty: dict[str, Any], test: str, word: str) -> None:
+    spec = SPECS[sound]
+    with pytest.warns(UndeclaredAbility, match=word):
+        assert not run(
+            PoolSuite, test, replace(spec, capabilities=replace(spec.capabilities, **modesty)), patience_s=5.0
+        )
 
 
 def test_a_hook_that_answers_another_name_is_caught() -> None:

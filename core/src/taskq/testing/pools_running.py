@@ -276,8 +276,14 @@ class RunningTests(PoolBase):
         one, two = rig.start(), rig.start()
         first, second = one.jobs(60), two.jobs(60)
         for begin in range(0, 60, 20):
-            one.feed(first[begin : begin + 20])
-            two.feed(second[begin : begin + 20])
+            batches = (one, first[begin : begin + 20]), (two, second[begin : begin + 20])
+            for bench, batch in batches:
+                if rig.spec.capabilities.inline:
+                    bench.feed(batch)
+                else:
+                    bench.give(batch)
+            for bench, batch in batches:
+                bench.wait_for(*batch)
         one.check_once(first)
         two.check_once(second)
         assert not set(one.sink.reported()) & {job.key for job in second}, "a job was reported by another pool"
