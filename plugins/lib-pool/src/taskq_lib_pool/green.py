@@ -8,26 +8,25 @@ may assume that time has not passed where a greenlet may have yielded.
 from __future__ import annotations
 
 import logging
-import sys
-import threading
 import traceback
 from abc import ABC, abstractmethod
+from asyncio import CancelledError
 from collections import deque
 from collections.abc import Callable, Sequence
 from time import monotonic
 from typing import Any, Final, TypeVar
 
-from taskq.errors import ConfigError, TaskCancelled, TaskInterrupted, WorkerError
+from taskq.errors import ConfigError, TaskInterrupted, WorkerError
 from taskq.spi import Job, Outcome, PoolConfig, PoolSink, Running, Runtime
+from taskq_lib_pool.coroutines import Call, Coroutines
 from taskq_lib_pool.reports import FLUSH_JOBS, FLUSH_S, Reports
-from taskq_lib_pool.runs import Plan, Run, Runs, Timer
+from taskq_lib_pool.runs import Plan, Run, Runs, Timer, cancelled_by_itself
+from taskq_lib_pool.stacks import stack_of
 
 T = TypeVar("T")
 
 GIVE_WAY_S: Final = 1.0
 """Time that interrupted jobs have when the pool stops."""
-THREADS: Final = 100
-"""Most threads of the system, for ``async def`` tasks."""
 
 
 class Backend(ABC):
@@ -48,10 +47,6 @@ class Backend(ABC):
         """Call a function later, in the hub: it must not wait for anything."""
 
     @abstractmethod
-    def ident(self) -> int:
-        """Return the number of the system's thread that runs."""
-
-    @abstractmethod
     def pause(self) -> None:
         """Let the other greenlets run."""
 
@@ -61,17 +56,13 @@ class Backend(ABC):
 
 
 class Handle:
-    """What a job is struck by."""
+    """What a job is struck by: its greenlet, or its coroutine."""
 
-    __slots__ = ("greenlet", "ident", "is_async", "thread", "thrown")
+    __slots__ = ("call", "greenlet", "thrown")
 
-    def __init__(self, greenlet: Any, *, is_async: bool) -> None:
+    def __init__(self, greenlet: Any, call: Call | None) -> None:
         self.greenlet = greenlet
-        self.is_async = is_async
-        self.thread: int | None = None
-        """The thread that runs the coroutine, as ``threading`` numbers it, which is patched."""
-        self.ident: int | None = None
-        """The same thread, as the interpreter numbers it."""
+        self.call = call
         self.thrown: BaseException | None = None
         """The last error that was raised in the job."""
 
@@ -87,15 +78,16 @@ class _Greenlets(Runs[Handle]):
     def strike(self, run: Run[Handle], error: BaseException) -> None:
         handle = run.handle
         handle.thrown = error
-        if not handle.is_async:
+        if handle.call is None:
             # We are in the hub, so the greenlet waits somewhere, in the task's code: it is still its job's.
             handle.greenlet.throw(error)
-        elif handle.thread is not None:
-            self._pool.runtime.interrupt(error, handle.thread)
+        elif self._pool.coroutines is not None:
+            self._pool.coroutines.cancel(handle.call, str(error))
 
     def stack(self, run: Run[Handle]) -> str:
-        # what waits has a frame of its own, the greenlet of another thread may be running, too
-        frame = getattr(run.handle.greenlet, "gr_frame", None) or sys._current_frames().get(run.handle.ident or 0)
+        if run.handle.call is not None:
+            return stack_of(run.handle.call.coroutine)
+        frame = getattr(run.handle.greenlet, "gr_frame", None)
         return "".join(traceback.format_stack(frame)) if frame is not None else ""
 
     def gave_up(self, run: Run[Handle]) -> None:
@@ -119,6 +111,8 @@ class GreenPool:
         self.log = logging.getLogger(f"taskq.pool.{backend.name}")
         self.reports = Reports(self.log)
         self.runtime: Runtime
+        self.coroutines: Coroutines | None = None
+        """The event loop for ``async def`` tasks, made when the first one comes."""
         self._runs = _Greenlets(self)
         self._ready: deque[Job] = deque()
         self._plans: dict[str, Plan] = {}
@@ -200,13 +194,15 @@ class GreenPool:
             self.backend.later(0.0, self._runs.interrupt)
             self._wait(monotonic() + GIVE_WAY_S)
         self._unfinished = self.reports.close(max(1.0, deadline - monotonic()))
+        if self.coroutines is not None:
+            self.coroutines.stop()
         return self._unfinished
 
     def running(self, *, stacks: bool = False) -> Sequence[Running]:
         """Return the jobs that run now, the oldest first."""
         found = []
         for run in sorted(self._runs.active.values(), key=lambda run: run.since):
-            where = f"thread {run.handle.ident}" if run.handle.is_async else f"greenlet {id(run.handle.greenlet):#x}"
+            where = f"greenlet {id(run.handle.greenlet):#x}" if run.handle.call is None else "coroutine"
             found.append(Running(run.job.key, run.since, where, self._runs.stack(run) if stacks else None))
         return found
 
@@ -252,18 +248,21 @@ class GreenPool:
         except Exception as error:
             self.reports.broken(job.key, error)
             return True
-        handle = Handle(me, is_async=plan.is_async)
+        call = Call(job) if plan.is_async else None
+        handle = Handle(me, call)
         run = Run(job, handle, monotonic())
         self.reports.begun.append(job.key)
         self._flush_soon()
         runs.keep(run, plan)
         try:
-            outcome = self._coroutine(run) if plan.is_async else self.runtime.execute(job)
+            outcome = self.runtime.execute(job) if call is None else self._await(run, call)
         except BaseException as error:
             if not runs.let_go(run):
                 return False
-            if isinstance(error, TaskInterrupted) or error is handle.thrown or isinstance(error, TaskCancelled):
+            if isinstance(error, TaskInterrupted) or error is handle.thrown:
                 runs.struck(run)
+            elif isinstance(error, CancelledError):
+                runs.struck(run, cancelled_by_itself(job))
             else:
                 self.reports.broken(job.key, error)
             return True
@@ -272,28 +271,13 @@ class GreenPool:
         runs.returned(run, outcome)
         return True
 
-    def _coroutine(self, run: Run[Handle]) -> Outcome:
-        """Run a coroutine on a thread: a thread has one event loop, which all greenlets would share."""
-        handle = run.handle
-        error: BaseException | None = None
-
-        def execute() -> Outcome | None:
-            nonlocal error
-            handle.greenlet, handle.ident, handle.thread = (
-                self.backend.current(), self.backend.ident(), threading.get_ident(),
-            )  # fmt: skip
-            try:
-                if handle.thrown is not None:  # it was struck before a thread was free
-                    raise handle.thrown
-                return self.runtime.execute(run.job)
-            except BaseException as raised:
-                error = raised
-                return None
-
-        outcome = self.backend.in_thread(execute)
-        if outcome is None:
-            raise error or RuntimeError("the runtime returned nothing")
-        return outcome
+    def _await(self, run: Run[Handle], call: Call) -> Outcome:
+        if self.coroutines is None:
+            self.coroutines = Coroutines(self.runtime, self.backend.in_thread, self.backend.spawn)
+        self.coroutines.ready()
+        if run.handle.thrown is not None:  # it was struck meanwhile
+            raise run.handle.thrown
+        return self.coroutines.run(call)
 
     def _plan(self, task: str) -> Plan:
         plan = self._plans[task] = Plan.of(task, self.runtime)
@@ -325,4 +309,4 @@ def refuse_unpatched(name: str, how: str) -> None:
     )
 
 
-__all__ = ["THREADS", "Backend", "GreenPool", "refuse_unpatched"]
+__all__ = ["Backend", "GreenPool", "refuse_unpatched"]

@@ -17,6 +17,7 @@ from msgspec import Struct
 from taskq.errors import (
     SoftTimeLimitExceeded,
     TaskCancelled,
+    TaskFailure,
     TaskInterrupted,
     TaskQError,
     TaskRevoked,
@@ -211,3 +212,8 @@ class Runs(ABC, Generic[H]):
 
     def _ended(self, run: Run[H]) -> bool:
         return not run.left and self.active.get(run.job.key) is not run
+
+
+def cancelled_by_itself(job: Job) -> TaskFailure:
+    """Return the reason for a coroutine that was cancelled by nobody who is known."""
+    return TaskFailure(f"task {job.task} was cancelled, or something it waited for, and nobody had asked")

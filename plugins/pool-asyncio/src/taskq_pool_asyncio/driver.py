@@ -9,15 +9,15 @@ callback, a cancellation, a reference kept, a key of a dictionary) is not used a
 from __future__ import annotations
 
 import asyncio
+import types
 from collections.abc import Callable, Coroutine, Generator
 from contextlib import suppress
 from contextvars import Context
 from sys import getrefcount
-from types import coroutine
 from typing import Any
 
-from taskq.errors import TaskQError
-from taskq.spi import Job, Outcome
+from taskq.spi import Outcome
+from taskq_lib_pool.runs import Run
 
 
 class Driver(asyncio.Task[None]):
@@ -43,40 +43,28 @@ class Driver(asyncio.Task[None]):
         return getrefcount(self)
 
 
-class Run:
-    """A job that waits for something."""
+class Waiting:
+    """What a job that waits is struck by, and found by."""
 
-    __slots__ = ("coroutine", "driver", "due", "job", "left", "presses", "reason", "since", "stopping", "timer")
+    __slots__ = ("coroutine", "driver")
 
-    def __init__(self, job: Job, driver: Driver, coroutine: Coroutine[Any, Any, Outcome], since: float) -> None:
-        self.job = job
+    def __init__(self, driver: Driver, coroutine: Coroutine[Any, Any, Outcome]) -> None:
         self.driver = driver
         self.coroutine = coroutine
-        self.since = since
-        self.reason: TaskQError | None = None
-        """Why it was cancelled."""
-        self.due = False
-        """Whether the reason is its end, however it ends."""
-        self.stopping = False
-        """Whether it was cancelled because the pool stops."""
-        self.presses = 0
-        """How often it was told to end at once."""
-        self.left = False
-        """Whether it was given up: it has been reported, and what it does no longer counts."""
-        self.timer: asyncio.TimerHandle | None = None
 
 
-@coroutine
-def steps(lane: Any, run: Run, context: Context, waiting: Any) -> Generator[Any, Any, Outcome]:
+@types.coroutine
+def steps(lane: Any, run: Run[Waiting], context: Context, waiting: Any) -> Generator[Any, Any, Outcome]:
     """Go on with a job that waits for ``waiting``, in its own context."""
-    job, send, throw = run.job, run.coroutine.send, run.coroutine.throw
+    job, coroutine = run.job, run.handle.coroutine
+    send, throw = coroutine.send, coroutine.throw
     try:
         while True:
             try:
                 value = yield waiting
             except GeneratorExit:  # its loop has ended
                 with suppress(RuntimeError):  # it resists that, too
-                    run.coroutine.close()
+                    coroutine.close()
                 raise
             except BaseException as error:
                 lane.current = job

@@ -12,21 +12,13 @@ from contextvars import copy_context
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Final
 
-from msgspec import Struct
-
-from taskq.errors import (
-    SoftTimeLimitExceeded,
-    TaskFailure,
-    TaskInterrupted,
-    TaskQError,
-    TaskRevoked,
-    TimeLimitExceeded,
-)
-from taskq.spi import RELEASED, Finished, Job, Outcome
+from taskq.errors import TaskInterrupted
+from taskq.spi import Finished, Job
 from taskq_lib_pool.reports import FLUSH_JOBS, FLUSH_S
+from taskq_lib_pool.runs import Plan, Run, Runs, Timer, cancelled_by_itself
+from taskq_lib_pool.stacks import stack_of
 from taskq_pool_asyncio.crew import SHORT_S
-from taskq_pool_asyncio.driver import Driver, Run, steps
-from taskq_pool_asyncio.stacks import stack_of
+from taskq_pool_asyncio.driver import Driver, Waiting, steps
 
 if TYPE_CHECKING:
     from taskq_pool_asyncio.pool import AsyncioPool
@@ -35,24 +27,13 @@ log = logging.getLogger("taskq.pool.asyncio")
 
 BURST: Final = 64
 """Most drivers that start in one turn of the loop, where jobs wait."""
-PRESS_S: Final = 0.1
-"""Time between two cancellations of a job that must end."""
-PRESSES: Final = 10
-"""Cancellations after which a job is given up."""
 
 
-class Plan(Struct, frozen=True):
-    """What the pool must know of a task."""
-
-    is_async: bool
-    soft: float | None = None
-    hard: float | None = None
-
-
-class Lane:
+class Lane(Runs[Waiting]):
     """One event loop on a thread of its own. Its attributes are changed on that thread, unless told otherwise."""
 
     def __init__(self, pool: AsyncioPool, name: str, new_loop: Callable[[], asyncio.AbstractEventLoop]) -> None:
+        super().__init__(pool.reports, log)
         self.pool = pool
         self.slots = 0
         self.busy = 0
@@ -63,8 +44,6 @@ class Lane:
         """Whether a kick is under way; set by any thread."""
         self.current: Job | None = None
         """The job whose code the loop's thread is in."""
-        self.runs: dict[int, Run] = {}
-        self.given_up: set[Run] = set()
         self.loop = new_loop()
         self.thread = threading.Thread(target=self._live, name=name, daemon=True)
         self._burst = 1
@@ -184,21 +163,21 @@ class Lane:
                 continue
             except BaseException as error:
                 self.current = None
-                self._raised(Run(job, me, coroutine, since), error)
+                self._raised(Run(job, Waiting(me, coroutine), since), error)
                 break
             self.current = None
-            run = Run(job, me, coroutine, since)
-            self._keep(run, plan)
+            run = Run(job, Waiting(me, coroutine), since)
+            self._waits(run, plan)
             try:
                 outcome = await steps(self, run, context, waiting)
             except GeneratorExit:
                 raise
             except BaseException as error:
-                self._let_go(run)
-                self._raised(run, error)
+                if self._over(run):
+                    self._raised(run, error)
             else:
-                self._let_go(run)
-                self._returned(run, outcome)
+                if self._over(run):
+                    self.returned(run, outcome)
             self._flush_soon()
             self._spawn()
             return
@@ -208,52 +187,28 @@ class Lane:
         reports.flush()
         self._spawn()  # whoever adds jobs looks at ``drivers`` after that, hence this order
 
-    def _keep(self, run: Run, plan: Plan) -> None:
-        """Remember a job that waits, with its limits, and have another driver look for jobs."""
-        self.runs[run.job.key] = run
-        if plan.soft is not None or plan.hard is not None:
-            self._limit(run, plan)
+    def _waits(self, run: Run[Waiting], plan: Plan) -> None:
+        """Remember a job that waits, and have another driver look for jobs."""
+        self.keep(run, plan)
         self.busy += 1
         self.drivers -= 1
         self._burst = BURST
         self._flush_soon()
         self._spawn()
 
-    def _let_go(self, run: Run) -> None:
-        if run.timer is not None:
-            run.timer.cancel()
-        if run.left:
-            self.given_up.discard(run)
-        else:
-            del self.runs[run.job.key]
-            self.busy -= 1
+    def _over(self, run: Run[Waiting]) -> bool:
+        mine = self.let_go(run)
+        self.busy -= mine
+        return mine
 
-    # ------------------------------------------------------------------------------------------------------- ends
-
-    def _returned(self, run: Run, outcome: Outcome) -> None:
-        if run.left:
-            return
-        if run.due and run.reason is not None:
-            self.pool.reports.aborted(run.job.key, run.reason)
-        else:
-            self.pool.reports.done.append(Finished(run.job.key, outcome, monotonic() - run.since))
-
-    def _raised(self, run: Run, error: BaseException) -> None:
+    def _raised(self, run: Run[Waiting], error: BaseException) -> None:
         """Report a run that raised; only cancellations and interruptions may."""
-        reports, key = self.pool.reports, run.job.key
-        if run.left:
-            return
-        if isinstance(error, TaskInterrupted) or (isinstance(error, asyncio.CancelledError) and run.stopping):
-            outcome = Outcome(RELEASED, "QUEUED", terminal=False)
-            reports.done.append(Finished(key, outcome, monotonic() - run.since))
+        if isinstance(error, TaskInterrupted):
+            self.struck(run)
         elif isinstance(error, asyncio.CancelledError) or run.due:
-            reports.aborted(
-                key,
-                run.reason
-                or TaskFailure(f"task {run.job.task} was cancelled, or something it waited for, and nobody had asked"),
-            )
+            self.struck(run, cancelled_by_itself(run.job))
         else:
-            reports.broken(key, error)
+            self.reports.broken(run.job.key, error)
 
     def _flush_soon(self) -> None:
         if not self._flushing:
@@ -268,73 +223,20 @@ class Lane:
         self._flushing = False
         self.pool.reports.flush()
 
-    # ----------------------------------------------------------------------------------- limits and cancellation
+    # ------------------------------------------------------------------------------------- limits and cancellation
 
-    def _limit(self, run: Run, plan: Plan) -> None:
-        """Set the timer of the limit that is next; time spent before the first wait counts."""
-        past = monotonic() - run.since
-        if plan.soft is not None and run.reason is None and (plan.hard is None or plan.soft < plan.hard):
-            run.timer = self.loop.call_later(max(0.0, plan.soft - past), self._soft, run, plan)
-        elif plan.hard is not None:
-            run.timer = self.loop.call_later(max(0.0, plan.hard - past), self._hard, run, plan)
+    def later(self, seconds: float, function: Callable[..., Any], *arguments: Any) -> Timer:
+        return self.loop.call_later(seconds, function, *arguments)
 
-    def _soft(self, run: Run, plan: Plan) -> None:
-        if not run.due:
-            run.reason = SoftTimeLimitExceeded(f"task {run.job.task} ran longer than its soft limit of {plan.soft:g} s")
-            run.driver.cancel(str(run.reason))
-            if plan.hard is not None:
-                self._limit(run, plan)
+    def strike(self, run: Run[Waiting], error: BaseException) -> None:
+        run.handle.driver.cancel(str(error))
 
-    def _hard(self, run: Run, plan: Plan) -> None:
-        if not run.due:
-            self._end(run, TimeLimitExceeded(f"task {run.job.task} ran longer than its limit of {plan.hard:g} s"))
+    def stack(self, run: Run[Waiting]) -> str:
+        return stack_of(run.handle.coroutine)
 
-    def cancel(self, keys: list[int], hard: bool) -> None:
-        """Cancel jobs that have begun."""
-        for key in keys:
-            run = self.runs.get(key)
-            if run is None or run.due:
-                continue
-            reason = TaskRevoked(f"task {run.job.task} was cancelled while it ran")
-            if hard:
-                self._end(run, reason)
-            elif run.reason is None:
-                run.reason = reason
-                run.driver.cancel(str(reason))
-
-    def interrupt(self) -> None:
-        """Cancel every job that waits: the pool stops."""
-        for run in list(self.runs.values()):
-            if not run.due and not run.stopping:
-                run.stopping = True
-                self._press(run)
-
-    def _end(self, run: Run, reason: TaskQError) -> None:
-        """Make a job end, or be given up, within a second or so."""
-        run.reason, run.due = reason, True
-        self._press(run)
-
-    def _press(self, run: Run) -> None:
-        """Cancel again and again: a task may swallow a cancellation, and a loop in it many."""
-        if run.timer is not None:
-            run.timer.cancel()
-        if run.presses == PRESSES and run.due and not run.left:
-            self._give_up(run)
-        run.presses += 1
-        run.driver.cancel(None if run.reason is None else str(run.reason))
-        run.timer = self.loop.call_later(PRESS_S * max(1, run.presses - PRESSES), self._press, run)
-
-    def _give_up(self, run: Run) -> None:
-        log.error(
-            "task %s [%d] did not end when it was cancelled %d times; it is reported as ended, but still runs:\n%s",
-            run.job.task, run.job.key, run.presses, stack_of(run.coroutine),
-        )  # fmt: skip
-        run.left = True
-        self.given_up.add(run)
-        del self.runs[run.job.key]
+    def gave_up(self, run: Run[Waiting]) -> None:
         self.busy -= 1
-        assert run.reason is not None
-        self.pool.reports.aborted(run.job.key, run.reason)
+        self.report_left(run)
         self._spawn()
 
     # ------------------------------------------------------------------------------------------------- the thread

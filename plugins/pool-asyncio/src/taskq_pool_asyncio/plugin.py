@@ -6,6 +6,7 @@ from taskq.spi import Pool, PoolCapabilities, PoolConfig, PoolSpec, Support, hoo
 from taskq_pool_asyncio.options import AsyncioOptions
 
 CAPABILITIES = PoolCapabilities(
+    default_concurrency=100,
     async_tasks=Support.NATIVE,
     soft_limit=Support.NATIVE,
     hard_limit=Support.NATIVE,

@@ -19,9 +19,10 @@ from typing import Final
 from taskq.errors import ConfigError, WorkerError
 from taskq.spi import Job, PoolConfig, PoolSink, Running, Runtime
 from taskq_lib_pool.reports import Reports
+from taskq_lib_pool.runs import Plan
+from taskq_lib_pool.stacks import stack_of, stack_of_thread
 from taskq_pool_asyncio.crew import Crew
-from taskq_pool_asyncio.lane import Lane, Plan, log
-from taskq_pool_asyncio.stacks import stack_of, stack_of_thread
+from taskq_pool_asyncio.lane import Lane, log
 from taskq_pool_asyncio.watch import Watchdog
 
 GIVE_WAY_S: Final = 1.0
@@ -173,13 +174,13 @@ class AsyncioPool:
         for lane in self.lanes:
             where = lane.thread.name
             current = lane.current
-            for run in list(lane.runs.values()):
+            for run in list(lane.active.values()):
                 job = run.job
                 stack = None
                 if stacks:
-                    stack = stack_of_thread(lane.thread.ident) if job is current else stack_of(run.coroutine)
+                    stack = stack_of_thread(lane.thread.ident) if job is current else stack_of(run.handle.coroutine)
                 found.append(Running(job.key, run.since, f"coroutine on {where}", stack))
-            if current is not None and current.key not in lane.runs:
+            if current is not None and current.key not in lane.active:
                 stack = stack_of_thread(lane.thread.ident) if stacks else None
                 found.append(Running(current.key, monotonic(), f"coroutine on {where}", stack))
         names = {thread.ident: thread.name for thread in threading.enumerate()}
@@ -195,8 +196,7 @@ class AsyncioPool:
         """Return what is to be known of a task."""
         found = self.plans.get(task)
         if found is None:
-            limits = self.runtime.limits(task)
-            found = self.plans[task] = Plan(self.runtime.is_async(task), limits.soft, limits.hard)
+            found = self.plans[task] = Plan.of(task, self.runtime)
         return found
 
     # ------------------------------------------------------------------------------------------------------ helpers
@@ -220,7 +220,7 @@ class AsyncioPool:
             return jobs
 
     def _has_coroutines(self) -> bool:
-        return any(lane.runs or lane.current is not None for lane in self.lanes)
+        return any(lane.active or lane.current is not None for lane in self.lanes)
 
     def _wait(self, deadline: float, also: Callable[[], bool] = lambda: True) -> None:
         """Wait until nothing is held."""

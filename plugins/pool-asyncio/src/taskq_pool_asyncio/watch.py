@@ -6,8 +6,8 @@ import threading
 from time import monotonic
 from typing import TYPE_CHECKING, Final
 
+from taskq_lib_pool.stacks import stack_of_thread
 from taskq_pool_asyncio.lane import Lane, log
-from taskq_pool_asyncio.stacks import stack_of_thread
 
 if TYPE_CHECKING:
     from taskq_pool_asyncio.pool import AsyncioPool
@@ -83,7 +83,7 @@ class Watchdog:
             pulse.warned = True
             lane = pulse.lane
             job = lane.current
-            run = None if job is None else lane.runs.get(job.key)
+            run = None if job is None else lane.active.get(job.key)
             log.warning(
                 "%s blocks the event loop %s since %.1f s: no other task runs there. Wait with await, give computing "
                 "to asyncio.to_thread, or make it a def task. It is here:\n%s",

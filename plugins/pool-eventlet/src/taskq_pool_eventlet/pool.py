@@ -16,7 +16,7 @@ with warnings.catch_warnings():
 from greenlet import getcurrent  # type: ignore[import-untyped]
 
 from taskq.spi import PoolConfig
-from taskq_lib_pool.green import THREADS, Backend, GreenPool, refuse_unpatched
+from taskq_lib_pool.green import Backend, GreenPool, refuse_unpatched
 from taskq_lib_pool.runs import Timer
 
 T = TypeVar("T")
@@ -26,7 +26,7 @@ def patch_process() -> None:
     """Have the standard library yield where it waits."""
     if not patcher.is_monkey_patched("socket"):
         eventlet.monkey_patch()
-        # eventlet leaves two objects for the main thread, and a worker takes signals only where it believes to be on it.
+        # eventlet leaves two objects for the main thread; a worker takes signals only where it believes to be on it.
         threading._main_thread = threading.current_thread()  # type: ignore[attr-defined]
 
 
@@ -52,15 +52,9 @@ class EventletBackend(Backend):
         timer: Timer = hubs.get_hub().schedule_call_global(seconds, function, *arguments)
         return timer
 
-    def ident(self) -> int:
-        ident: int = patcher.original("_thread").get_ident()
-        return ident
-
     def pause(self) -> None:
         eventlet.sleep(0)
 
     def in_thread(self, function: Callable[[], T]) -> T:
-        if not tpool._setup_already:
-            tpool.set_num_threads(THREADS)
         result: T = tpool.execute(function)
         return result

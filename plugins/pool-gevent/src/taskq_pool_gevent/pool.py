@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import cache
 from importlib import import_module
 from typing import Any, TypeVar
 
@@ -12,7 +11,7 @@ from gevent import monkey
 from gevent.threadpool import ThreadPool  # type: ignore[import-untyped]
 
 from taskq.spi import PoolConfig
-from taskq_lib_pool.green import THREADS, Backend, GreenPool, refuse_unpatched
+from taskq_lib_pool.green import Backend, GreenPool, refuse_unpatched
 
 T = TypeVar("T")
 
@@ -65,19 +64,13 @@ class GeventBackend(Backend):
     def later(self, seconds: float, function: Callable[..., Any], *arguments: Any) -> _Timer:
         return _Timer(seconds, function, arguments)
 
-    def ident(self) -> int:
-        ident: int = monkey.get_original("_thread", "get_ident")()
-        return ident
-
     def pause(self) -> None:
         gevent.sleep(0)
 
     def in_thread(self, function: Callable[[], T]) -> T:
-        result: T = _threads().apply(function)
-        return result
-
-
-@cache
-def _threads() -> ThreadPool:
-    """Return the process's threads for coroutines: they outlive the pool, as their event loops are closed after it."""
-    return ThreadPool(THREADS)
+        threads = ThreadPool(1)
+        try:
+            result: T = threads.apply(function)
+            return result
+        finally:
+            threads.kill()

@@ -7,7 +7,7 @@ import traceback
 from types import FrameType
 from typing import Any, Final
 
-_OUTER: Final = ("taskq.runtime", "taskq.middleware", "taskq_pool_asyncio.")
+_OUTER: Final = ("taskq.runtime", "taskq.middleware", "taskq_pool_", "taskq_lib_pool.")
 
 
 def stack_of(coroutine: Any) -> str:
