@@ -14,7 +14,7 @@ _prefetch = os.environ.get("BENCH_PREFETCH", "")
 ACK = "after the run (at least once)"
 DURABILITY = "the server's"
 NOTE = (
-    f"--prefetch-multiplier {_prefetch or '2 (its default)'}, one thread; no bulk enqueue; "
+    f"--prefetch-multiplier {_prefetch or '2 (its default)'}, a thread per core; no bulk enqueue; "
     "it is built for Pythons without a GIL"
 )
 RESULTS = True
@@ -32,7 +32,7 @@ def noop() -> None:
 def worker() -> list[str]:
     program = str(Path(sys.executable).with_name("mayu"))
     more = ["--prefetch-multiplier", _prefetch] if _prefetch else []
-    return [program, "worker", f"{__name__}:app", "--mode", "thread", "--threads", "1", "--log-level", "ERROR", *more]
+    return [program, "worker", f"{__name__}:app", "--mode", "thread", "--log-level", "ERROR", *more]
 
 
 def send(count: int, *, bulk: bool, results: bool) -> None:

@@ -12,7 +12,7 @@ from tests.bench.stopwatch import tick
 
 ACK = "after the run (at least once)"
 DURABILITY = "the server's"
-NOTE = "one child, 100 slots (its default), plain def; no bulk enqueue; results are read by polling every 1 ms"
+NOTE = "one child, 100 slots (its default), async def; no bulk enqueue; results are read by polling every 1 ms"
 RESULTS = True
 VERSIONS = ("tarsk-redis",)
 
@@ -20,12 +20,12 @@ app = App(broker=os.environ.get("BENCH_URL", "redis://localhost"))
 
 
 @app.task(name="noop")
-def noop() -> None:
+async def noop() -> None:
     tick()
 
 
 @app.task(name="kept", result_ttl=600)
-def kept() -> None:
+async def kept() -> None:
     tick()
 
 
