@@ -24,7 +24,7 @@ _MORE: dict[str, dict[str, str]] = {
     "serializer": {name: name for name in ("json", "pickle", "yaml", "msgpack")},
     "compressor": {name: name for name in ("zlib", "bzip2", "zstd")},
     "scheduler": {"simple": "simple"},
-    "autoscaler": {"simple": "simple"},
+    "autoscaler": {name: name for name in ("simple", "latency", "cpu")},
 }  # fmt: skip
 KNOWN: dict[str, dict[str, str]] = {
     kind: {
