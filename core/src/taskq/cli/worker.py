@@ -24,6 +24,7 @@ from taskq.logs import set_up_logging
 @click.option("--autoscale", metavar="MIN,MAX", help="Let the autoscaler choose the concurrency.")
 @click.option("--queue-order", type=click.Choice(["fair", "strict", "weighted"]), help="How queues share the worker.")
 @click.option("-I", "--include", metavar="MODULE,…", help="Modules to import for their tasks.")
+@click.option("--reload", is_flag=True, help="Restart when code changes (the command reload, of a contribution).")
 @shared_options
 @click.pass_obj
 def worker(context: Context, /, **options: Any) -> None:
@@ -35,6 +36,8 @@ def worker(context: Context, /, **options: Any) -> None:
     It exits with 0 when all work has ended, 1 when it could not go on, 3 when tasks were interrupted and handed back,
     4 after QUIT.
     """
+    if options.pop("reload"):
+        _hand_over("reload")
     _settings(context, options)
     _patch(context)
     app = context.named_app
@@ -51,6 +54,21 @@ def worker(context: Context, /, **options: Any) -> None:
         sys.stderr.flush()
         os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])  # noqa: S606  the very command that runs
     sys.exit(code)
+
+
+def _hand_over(command: str) -> None:
+    """Become another command with the same options.
+
+    Raises:
+        ConfigError: no installed distribution offers it.
+    """
+    from taskq._plugins import PluginManager
+
+    if all(record.name != command for record in PluginManager().commands()):
+        raise ConfigError(f"--{command} needs the command `taskq {command}`; install taskq-contrib-supervise")
+    arguments = [a for a in sys.orig_argv[1:] if a != f"--{command}"]
+    arguments[arguments.index("worker")] = command
+    os.execv(sys.executable, [sys.executable, *arguments])  # noqa: S606  the same program
 
 
 def _patch(context: Context) -> None:

@@ -1,0 +1,1 @@
+"""Several workers from one command (``taskq multi``), and one that restarts when code changes (``taskq reload``)."""

@@ -1,0 +1,1 @@
+"""Workers as systemd services of ``Type=notify``, with the watchdog."""
