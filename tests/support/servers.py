@@ -181,7 +181,7 @@ class PostgreSQL(Server):
 
     def answers(self) -> bool:
         # The port is open before it takes queries; the pid file's last line says "ready".
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(OSError, IndexError):  # not there yet, or empty still
             return (self.folder / "db/postmaster.pid").read_text().splitlines()[-1].strip() == "ready"
         return False
 
