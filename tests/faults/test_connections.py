@@ -9,7 +9,7 @@ import pytest
 
 from taskq.errors import SendFailed, StoreError, TransportError
 from taskq.testing import TcpProxy
-from tests.faults.conftest import LEASE, Site
+from tests.faults.conftest import LEASE, SOAK, Site
 from tests.support.processes import eventually
 
 
@@ -36,14 +36,15 @@ def test_cut_connections_lose_nothing(served: Site) -> None:
 def test_half_open_connections_are_noticed(served: Site) -> None:
     """The network drops everything for longer than the timeout; the work goes on when it is back."""
     n = 300
+    default = served.broker.full or SOAK
     with TcpProxy(*served.broker.address()) as proxy:
-        served.serve(served.broker.url(proxy.port))
+        served.serve(served.broker.url(proxy.port) + ("" if default else served.broker.impatient))
         app = served.app(served.broker.url())
         served.send(app, n)
         worker = served.worker().ready()
         eventually(lambda: len(served.ran()) >= n / 3, served, 40)
         proxy.stall()
-        time.sleep(LEASE + 2.0)  # longer than the default timeout, and the lease
+        time.sleep(LEASE + 2.0 if default else 3.0)  # longer than the timeout; by default than the lease, too
         proxy.heal()
         served.all_ran(n, LEASE + 5 + 10)
         assert worker.process.poll() is None, worker.output
@@ -51,7 +52,7 @@ def test_half_open_connections_are_noticed(served: Site) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(60)
+@pytest.mark.timeout(120)
 def test_publishing_while_the_broker_is_away(served: Site) -> None:
     """Bounded repeats, then an error that says that nothing was sent; afterwards it works again."""
     app = served.app(publish_timeout=1.5)
@@ -61,10 +62,18 @@ def test_publishing_while_the_broker_is_away(served: Site) -> None:
     with pytest.raises((SendFailed, TransportError)) as caught:
         app.send_task("tasks.short", (1,))
     assert time.monotonic() - began < 10.0
-    assert not getattr(caught.value, "maybe_sent", False)
+    assert not getattr(caught.value, "maybe_sent", False) or not served.broker.notices
     assert str(served.broker.address()[1]) in str(caught.value), "which server?"
     served.broker.start()
-    app.send_task("tasks.short", (1,))
+
+    def sent() -> bool:
+        try:
+            app.send_task("tasks.short", (1,))
+        except SendFailed:  # a queue may need a while after a kill
+            return False
+        return True
+
+    eventually(sent, served, 60)
     served.worker()
     served.all_ran(2, 20)
 
@@ -73,7 +82,7 @@ def test_publishing_while_the_broker_is_away(served: Site) -> None:
 @pytest.mark.timeout(90)
 def test_publishing_without_an_answer_says_that_it_may_have_been_sent(served: Site) -> None:
     with TcpProxy(*served.broker.address()) as proxy:
-        app = served.app(served.broker.url(proxy.port), publish_timeout=3.0)
+        app = served.app(served.broker.url(proxy.port) + served.broker.impatient, publish_timeout=3.0)
         served.send(app, 1)
         proxy.swallow("down")
         with pytest.raises(SendFailed) as caught:
@@ -103,7 +112,7 @@ def test_the_broker_is_down_at_start(served: Site) -> None:
 @pytest.mark.timeout(60)
 def test_a_client_waits_for_a_broker_that_is_down_at_its_start(served: Site) -> None:
     served.broker.kill()
-    app = served.app()
+    app = served.app(publish_timeout=40.0, publish_retries=1000)
     starting = threading.Timer(1.0, served.broker.start)
     starting.start()
     try:
@@ -117,6 +126,8 @@ def test_a_client_waits_for_a_broker_that_is_down_at_its_start(served: Site) -> 
 @pytest.mark.slow
 @pytest.mark.timeout(60)
 def test_a_wrong_password_is_said_and_not_tried_again(served: Site) -> None:
+    if not served.broker.passwords:
+        pytest.skip(f"{served.broker.name} asks for no password")
     url = served.broker.wrong_password()
     served.serve(url)
     app = served.app(url)

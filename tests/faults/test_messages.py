@@ -11,7 +11,7 @@ import pytest
 from taskq.errors import PayloadTooLarge
 from taskq.message import Outbound
 from tests.faults.brokers import BROKERS
-from tests.faults.conftest import LEASE, Site
+from tests.faults.conftest import LEASE, SOAK, Site
 from tests.support.processes import eventually
 from tests.support.redis_servers import OwnServer
 from tests.support.servers import SERVERS
@@ -35,7 +35,10 @@ class _NONE:
     ready = 0
 
 
-def test_a_message_too_large_is_refused_before_it_is_sent(site: Site) -> None:
+@pytest.mark.server
+@pytest.mark.parametrize("name", list(BROKERS) if SOAK else ["sqlite", "redis"])
+def test_a_message_too_large_is_refused_before_it_is_sent(name: str, make_site: Callable[[str], Site]) -> None:
+    site = make_site(name)
     app = site.app(max_payload_bytes=10_000)
     with pytest.raises(PayloadTooLarge, match="max_payload_bytes is 10000"):
         app.send_task("tasks.short", ("x" * 20_000,))
@@ -47,7 +50,7 @@ def test_a_message_too_large_is_refused_before_it_is_sent(site: Site) -> None:
 @pytest.mark.slow
 @pytest.mark.server
 @pytest.mark.timeout(120)
-@pytest.mark.parametrize("name", list(BROKERS))
+@pytest.mark.parametrize("name", list(BROKERS) if SOAK else ["sqlite", "redis", "amqp"])
 def test_the_store_is_away_while_the_broker_is_up(
     name: str, make_site: Callable[[str], Site], server_url: Callable[[str], str]
 ) -> None:
@@ -65,11 +68,12 @@ def test_the_store_is_away_while_the_broker_is_up(
         eventually(lambda: "cannot be settled" in worker.output, worker)
         transport: Any = app.transport
         ran = len(site.ran())
+        time.sleep(1.0)  # what the broker tells may lag behind
         before = transport.stats(["default"])["default"]
         time.sleep(LEASE + 2.0)  # the leases go on
         after = transport.stats(["default"])["default"]
         assert (before.ready, before.in_flight) == (after.ready, after.in_flight), "acknowledged without its outcome"
-        assert after.in_flight
+        assert after.in_flight or after.in_flight is None  # RabbitMQ does not tell
         assert len(site.ran()) <= ran + 64, "it went on taking work"
         store.start()
         assert [r.get(timeout=30) for r in results] == list(range(n))
