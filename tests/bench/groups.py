@@ -131,7 +131,11 @@ GROUPS = [
     Group(
         "sqs",
         "SQS emulator, one worker process, no-op tasks",
-        [taskq("taskq", "{database}?queue_prefix={name}-", needs=SQS), floor("boto3 alone", "sqs")],
+        [
+            taskq("taskq", "{database}?queue_prefix={name}-", needs=SQS),
+            floor("boto3 alone", "sqs"),
+            peer("Celery", "celery_sqs", scale=0.1, call_scale=0.5),
+        ],
         Sizes(drain=4_000, single=100, calls=50),
         {DRAIN: "≥ 0.7 × boto3", BULK: "≥ 0.7 × boto3", TRIP: ""},
         server="TASKQ_TEST_ELASTICMQ_URL",
