@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Sequence
+from enum import Enum
 from hashlib import blake2b
 from typing import Any
 
@@ -31,14 +32,22 @@ class Item(Struct, gc=False):
     priority: int | None = None
 
 
+class Why(Enum):
+    """Why a message was not accepted."""
+
+    UNROUTABLE = "no queue is bound there, so nobody got it"
+    REJECTED = "the server said no, so nobody got it"
+    OTHER = "it was not sent, or not answered for"
+
+
 class Refused(Struct, gc=False):
-    """A message that was not accepted. ``unroutable``: for certain nobody got it, as no queue is bound there."""
+    """A message that was not accepted."""
 
     item: Item
     reason: str
     maybe_sent: bool = False
     retryable: bool = True
-    unroutable: bool = False
+    why: Why = Why.OTHER
 
 
 class PublishChannel(Channel):
@@ -242,11 +251,13 @@ class Publisher:
                 found.append(self._unanswered(item, error, alone=len(items) == 1))
             elif tag in rejected:
                 rejected.discard(tag)
-                found.append(Refused(item, "the server refused it: the queue is full, or its node is down"))
+                found.append(
+                    Refused(item, "the server refused it: queue full or without leader", why=Why.REJECTED)
+                )
             elif item.id in returned:
-                found.append(Refused(item, f"no queue takes it ({returned[item.id]})", unroutable=True))
+                found.append(Refused(item, f"no queue takes it ({returned[item.id]})", why=Why.UNROUTABLE))
         for refused in found:
-            if refused.unroutable:
+            if refused.why is Why.UNROUTABLE:
                 returned.pop(refused.item.id, None)
         broken = channel.closed is not None or channel.link.error is not None
         if error is not None and (broken or channel.link.blocked is None):

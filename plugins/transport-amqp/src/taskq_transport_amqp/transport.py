@@ -23,7 +23,7 @@ from taskq.errors import (
 from taskq.message import Outbound, QueueFacts, QueueSpec, QueueStats, SendFailure
 from taskq.spi import Capabilities, DeclareMode, TransportConfig
 from taskq_lib_amqp.link import Channel, ChannelClosed, Keeper, Link, connect
-from taskq_lib_amqp.publisher import Item, Publisher, Refused
+from taskq_lib_amqp.publisher import Item, Publisher, Refused, Why
 from taskq_lib_amqp.servers import Errors, make_target
 from taskq_transport_amqp import delays
 from taskq_transport_amqp.consumer import AmqpConsumer
@@ -32,6 +32,9 @@ from taskq_transport_amqp.queues import QueuePlan
 
 ERRORS = Errors(ConnectionFailed, ConnectionLost, AuthenticationFailed, StorageFull)
 T = TypeVar("T")
+_REMAKE_S = 0.5
+_REFUSED_PAUSES = (0.05, 0.1, 0.2, 0.4, 0.8)
+"""Seconds before what the server refused is published again: a quorum queue that elects its leader refuses."""
 
 
 class AmqpTransport:
@@ -55,6 +58,8 @@ class AmqpTransport:
         self._plans: dict[str, QueuePlan] = {}
         self._known: set[str] = set()
         """Queues that were seen to exist."""
+        self._gone: set[str] = set()
+        """Queues that were there once and seem to have been deleted."""
         self._ways: set[tuple[str, delays.Edge]] = set()
         """Steps of delays that were seen to exist."""
 
@@ -167,27 +172,19 @@ class AmqpTransport:
                 raise QueueMissing(
                     f"{self._target.name} has no queue {queue!r} (any more), and it was declared as made by others"
                 )
+            if queue in self._gone:
+                # RabbitMQ 3 forgets to tell the consumers of a quorum queue that is deleted and made again at once
+                time.sleep(_REMAKE_S)
             self._make(plan or QueuePlan.of(QueueSpec(name=queue), self.options))
+        self._gone.discard(queue)
         self._known.add(queue)
 
     def forget_queue(self, queue: str) -> None:
         """Take note that a queue may be gone, with all that leads to it."""
-        self._known.discard(queue)
+        if queue in self._known:
+            self._known.discard(queue)
+            self._gone.add(queue)
         self._ways = {way for way in self._ways if way[0] != queue}
-
-    def look(self, queue: str) -> int:
-        """Return how many messages wait in a queue, 0 where that cannot be known without ado."""
-        if not self._controlling.acquire(blocking=False):
-            return 0
-        try:
-            channel = self._control
-            if channel is None or channel.closed is not None or channel.link.error is not None:
-                return 0
-            return int(channel.ask(spec.Queue.Declare(queue=queue, passive=True), timeout=1.0).message_count)
-        except (TransportError, ChannelClosed):
-            return 0
-        finally:
-            self._controlling.release()
 
     def is_classic(self, queue: str) -> bool:
         """Whether a queue has priorities."""
@@ -245,6 +242,8 @@ class AmqpTransport:
             refused = self._publisher.publish(items)
             if refused:
                 failures += self._second_try(refused, batch)
+            else:
+                self._known.update([item.key for item in items if not item.exchange])
         return failures
 
     def _special(self, index: int, o: Outbound) -> Item | SendFailure:
@@ -304,35 +303,48 @@ class AmqpTransport:
         self._ways.update((queue, edge) for edge in missing)
 
     def _second_try(self, refused: Sequence[Refused], batch: Sequence[Outbound]) -> list[SendFailure]:
-        """Make the queues that are missing and publish again what nobody got; return the failures that remain."""
-        failures = [r for r in refused if not r.unroutable]
-        lost = [r for r in refused if r.unroutable]
-        again: list[Item] = []
-        for entry in lost:
-            outbound = batch[entry.item.index]
-            if outbound.routing_key is not None:
-                entry.retryable = False
+        """Publish again what nobody got for certain; return the failures that remain."""
+        failures: list[Refused] = []
+        for pause in (0.0, *_REFUSED_PAUSES):
+            again: list[Item] = []
+            for entry in refused:
+                if entry.why is Why.UNROUTABLE and pause == 0.0:
+                    if self._restored(entry, batch[entry.item.index]):
+                        again.append(entry.item)
+                        continue
+                elif entry.why is Why.REJECTED:
+                    again.append(entry.item)
+                    continue
                 failures.append(entry)
-                continue
-            self.forget_queue(outbound.queue)
+            if not again:
+                break
+            time.sleep(pause)
             try:
-                self.ensure(outbound.queue)
-                if outbound.delay > 0:
-                    self._pave(outbound.queue, delays.levels_of(outbound.delay))
-            except QueueMissing as missing:
-                entry.reason, entry.retryable = str(missing), False
-                failures.append(entry)
+                refused = self._publisher.publish(again)
             except TransportError as error:
-                entry.reason = str(error)
-                failures.append(entry)
-            else:
-                again.append(entry.item)
-        if again:
-            try:
-                failures += self._publisher.publish(again)
-            except TransportError as error:
+                refused = []
                 failures += [Refused(item, str(error)) for item in again]
+        else:
+            failures += refused
         return [SendFailure(r.item.index, r.reason, r.maybe_sent, r.retryable) for r in failures]
+
+    def _restored(self, entry: Refused, outbound: Outbound) -> bool:
+        """Make the queue that a message found missing; say in the entry why it cannot be."""
+        if outbound.routing_key is not None:
+            entry.retryable = False
+            return False
+        self.forget_queue(outbound.queue)
+        try:
+            self.ensure(outbound.queue)
+            if outbound.delay > 0:
+                self._pave(outbound.queue, delays.levels_of(outbound.delay))
+        except QueueMissing as missing:
+            entry.reason, entry.retryable = str(missing), False
+            return False
+        except TransportError as error:
+            entry.reason = str(error)
+            return False
+        return True
 
     def consumer(self) -> AmqpConsumer:
         self._check()
