@@ -251,9 +251,7 @@ class Publisher:
                 found.append(self._unanswered(item, error, alone=len(items) == 1))
             elif tag in rejected:
                 rejected.discard(tag)
-                found.append(
-                    Refused(item, "the server refused it: queue full or without leader", why=Why.REJECTED)
-                )
+                found.append(Refused(item, "the server refused it: queue full or without leader", why=Why.REJECTED))
             elif item.id in returned:
                 found.append(Refused(item, f"no queue takes it ({returned[item.id]})", why=Why.UNROUTABLE))
         for refused in found:

@@ -146,6 +146,10 @@ class Parser:
                     if total and not whole and length == total:
                         break
                 elif name in (_ACK, _NACK) and length == 13:
+                    if batch:
+                        self._deliver(of, batch)
+                        batch = []
+                        add = batch.append
                     _, _, _, _, tag, bits, _ = _confirm(buffer, position)
                     listener = self._listener(channel)
                     if listener is not None:
