@@ -236,8 +236,7 @@ class ClusterConsumer:
     def _take(self, limit: int, lost: list[Lost]) -> list[Delivery]:
         self._blocked = False
         found: list[Delivery] = []
-        for number in range(len(self._members)):
-            lost += self._lost(number, self._members[number].losses())
+        lost += self._losses()
         if not self._queues or self._room(limit) <= 0:
             return found
         for channel in (*self._bells.listen(self._bell_of, _PATIENCE), *self._bells.heard()):
@@ -252,27 +251,32 @@ class ClusterConsumer:
                 del self._due[queue]
                 self._hot[queue] = None
         looked = 0
+        held, size = self._holding()  # what is settled meanwhile makes room for the next fetch
         for queue in self._in_order():
-            want = min(self._room(limit), limit - len(found))
-            if want <= 0 or self._blocked or (found and looked >= _QUEUES_AT_ONCE):
+            want = min(limit - len(found), self._credit - held, _MOST_AT_ONCE)
+            if want <= 0 or (size >= self._max_bytes and held) or self._blocked:
+                break
+            if found and looked >= _QUEUES_AT_ONCE:
                 break
             if self._barred.get(queue, (0.0,))[0] > now:
                 continue
             looked += 1
-            found += self._claim(queue, want, lost)
+            taken = self._claim(queue, want, held, size, lost)
+            held += len(taken)
+            size += sum(len(d.payload) for d in taken)
+            found += taken
         if not found and self._barred and len(self._barred) == len(self._queues):
             raise next(iter(self._barred.values()))[1]  # no queue can be reached
         return found
 
-    def _claim(self, queue: str, want: int, lost: list[Lost]) -> list[Delivery]:
-        """Take messages of one queue."""
+    def _claim(self, queue: str, want: int, all_held: int, all_bytes: int, lost: list[Lost]) -> list[Delivery]:
+        """Take messages of one queue; so much is held of all."""
         now = time.monotonic()
         try:
             number = self._member(queue)
             member = self._members[number]
             held, size = member.holding
-            all_held, all_bytes = self._holding()
-            member.alone = all_held == held
+            member.alone = all_held <= held
             member.credit(held + want, size + max(0, self._max_bytes - all_bytes))
             fetched = member.fetch(want, 0.0)
         except TransportError as error:
@@ -393,7 +397,7 @@ class ClusterConsumer:
 
     def flush(self, timeout: float) -> Sequence[Lost]:
         self._check()
-        return [loss for n in range(len(self._members)) for loss in self._lost(n, self._members[n].losses())]
+        return self._losses()
 
     def extend(self, receipts: Sequence[Receipt] | None = None) -> Sequence[Lost]:
         self._check()
@@ -412,6 +416,11 @@ class ClusterConsumer:
         if problem is not None:
             raise problem
         return self.flush(0.0)
+
+    def _losses(self) -> list[Lost]:
+        return [
+            loss for n, member in enumerate(self._members) if member.lossy for loss in self._lost(n, member.losses())
+        ]
 
     def _lost(self, number: int, losses: Sequence[Lost]) -> list[Lost]:
         return [Lost((number, loss.receipt), loss.reason) for loss in losses]

@@ -86,6 +86,11 @@ class Holder:
         return len(self._held) + self._leaving, self._bytes
 
     @property
+    def lossy(self) -> bool:
+        """Whether there are losses to report."""
+        return bool(self._losses)
+
+    @property
     def _lease_ms(self) -> int:
         return max(1, round(self._transport.lease_s * 1000))
 
