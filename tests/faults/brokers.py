@@ -197,7 +197,6 @@ class ZeroMQ(Broker):
 
     name = "zeromq"
     notices = False
-    notices = False
     passwords = False
 
     def __init__(self, folder: Path) -> None:
