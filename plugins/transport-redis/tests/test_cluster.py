@@ -11,8 +11,9 @@ from typing import Any
 import pytest
 from redis.crc import key_slot
 
+from taskq import Signature, TaskQ
 from taskq.errors import AuthenticationFailed, NotSupported, TransportError
-from taskq.message import RELEASE, Delivery, QueueSpec, Settlement, Subscription
+from taskq.message import RELEASE, Delivery, Outbound, QueueSpec, Settlement, Subscription
 from taskq.spi import TransportConfig, parse_urls
 from taskq_lib_redis.connection import RedisLink
 from taskq_transport_redis.cluster import space_of
@@ -306,3 +307,39 @@ def test_the_first_node_may_be_away(cluster: OwnCluster) -> None:
         dead.kill()
         with opened(f"{dead.url(scheme='redis+cluster')};{cluster.url()}") as transport:
             assert not transport.send(messages("a"))
+
+
+def test_a_worker_with_results_retries_and_dead_letters(cluster: OwnCluster) -> None:
+    """All of a task's life, where storing the outcome and acknowledging are two steps."""
+    app = TaskQ("cluster", broker=cluster.url(), result_store=cluster.url(), isolated=True, retry_backoff=0.01)
+    tried: list[int] = []
+
+    @app.task(name="double", queue="numbers")
+    def double(i: int) -> int:
+        return 2 * i
+
+    @app.task(name="flaky", queue="others", max_retries=3)
+    def flaky(i: int) -> int:
+        tried.append(i)
+        if len(tried) < 3:
+            raise ValueError("not yet")
+        return i
+
+    worker = app.worker(queues=["numbers", "others"], pool="threads").start()
+    try:
+        results = app.send_many([Signature(app=app, task="double", args=(i,)) for i in range(100)])
+        assert [r.get(timeout=PATIENCE) for r in results] == [2 * i for i in range(100)]
+        assert flaky.delay(7).get(timeout=PATIENCE) == 7
+        assert len(tried) == 3
+        app.transport.send([Outbound("x", "numbers", b"\xc1 foreign")])
+        transport: Any = app.transport
+        deadline = time.monotonic() + PATIENCE
+        while not any(stats.ready for stats in transport.stats(["numbers.dead"]).values()):
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+    finally:
+        worker.stop()
+        worker.join(PATIENCE)
+        app.close()
+    left = {key for key in cluster.all_keys() if ":r:" not in key and not key.endswith(":queues")}
+    assert left == {key for key in left if "{numbers.dead}" in key or "}:b:" in key}
