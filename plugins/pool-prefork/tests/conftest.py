@@ -23,8 +23,7 @@ import ctypes, multiprocessing, os, signal, subprocess, sys, threading, time
 from taskq import TaskQ, current_request
 
 HERE = os.path.dirname(os.path.abspath(__file__))
-app = TaskQ("prefork", broker="sqlite:///" + os.path.join(HERE, "queue.db") + "?synchronous=NORMAL",
-            lease=2.0, max_deliveries={max_deliveries}, max_result_bytes=1_000_000)
+app = TaskQ("prefork", broker={broker!r}, lease=2.0, max_deliveries={max_deliveries}, max_result_bytes=1_000_000)
 
 def note(*words):
     with open(os.path.join(HERE, "notes"), "a") as file:
@@ -74,7 +73,8 @@ class Site:
     eventually = staticmethod(eventually)
     alive = staticmethod(alive)
 
-    def __init__(self, folder, monkeypatch):
+    def __init__(self, folder, monkeypatch, broker=None):
+        self.broker = broker or f"sqlite:///{folder}/queue.db?synchronous=NORMAL"
         self.folder = folder
         self.module = f"prefork_tasks_{os.getpid()}_{next(_numbers)}"
         self._monkeypatch = monkeypatch
@@ -83,7 +83,7 @@ class Site:
 
     def start(self, more="", *, concurrency=2, max_deliveries=3, grace=5.0, options=None, **settings):
         """Declare tasks and start a worker for them."""
-        text = TASKS.format(max_deliveries=max_deliveries) + textwrap.dedent(more)
+        text = TASKS.format(broker=self.broker, max_deliveries=max_deliveries) + textwrap.dedent(more)
         (self.folder / f"{self.module}.py").write_text(text)
         self._monkeypatch.syspath_prepend(self.folder)
         for name, value in (options or {}).items():
@@ -132,8 +132,10 @@ class Site:
 
 
 @pytest.fixture
-def site(tmp_path, monkeypatch, caplog):
+def site(request, tmp_path, monkeypatch, caplog):
+    """On SQLite, or on Redis where the test says so by an indirect parameter."""
     caplog.set_level(logging.INFO, "taskq")
-    made = Site(tmp_path, monkeypatch)
+    redis = getattr(request, "param", "sqlite") == "redis"
+    made = Site(tmp_path, monkeypatch, request.getfixturevalue("redis_url") if redis else None)
     yield made
     made.close()

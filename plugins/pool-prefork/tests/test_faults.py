@@ -9,9 +9,12 @@ import time
 import pytest
 
 from taskq.errors import ResultTooLarge, TaskDead, TaskFailure, TaskRevoked, TimeLimitExceeded
+from taskq_pool_prefork.protocol import Board
 
 PATIENCE_S = 20.0
 pytestmark = pytest.mark.skipif(not os.path.isdir("/proc/self"), reason="looks at processes through /proc")
+
+ON_BOTH = pytest.mark.parametrize("site", ["sqlite", pytest.param("redis", marks=pytest.mark.server)], indirect=True)
 
 
 def works(site, count=6):
@@ -60,6 +63,7 @@ CRASHES = """
 """
 
 
+@ON_BOTH
 @pytest.mark.parametrize("task", ["segfault", "exits_hard", "killed"])
 def test_a_task_that_kills_its_process_is_dead_after_its_deliveries(site, task):
     site.start(CRASHES)
@@ -70,6 +74,7 @@ def test_a_task_that_kills_its_process_is_dead_after_its_deliveries(site, task):
     works(site)
 
 
+@ON_BOTH
 def test_a_task_that_closes_descriptors_loses_its_process(site):
     site.start(CRASHES, max_deliveries=1)
     before = site.children
@@ -179,6 +184,7 @@ def test_results_that_cannot_be_sent_fail_their_task_only(site):
     assert site.children == before
 
 
+@ON_BOTH
 def test_a_result_of_100_mb_fails_typed_and_holds_up_nobody(site):
     site.start(ODD, concurrency=2)
     results = [site.send("large", 100_000_000), *(site.send("large", 900_000) for _ in range(4))]
@@ -262,6 +268,7 @@ LIMITS = """
 """
 
 
+@ON_BOTH
 def test_soft_and_hard_limits(site):
     site.start(LIMITS)
     soft, python, c = site.send("soft"), site.send("hard", "python"), site.send("hard", "c")
@@ -280,6 +287,7 @@ def test_a_program_that_a_task_has_started_is_ended_with_it(site):
     site.eventually(lambda: not site.alive(int(site.notes("program")[0][0])))
 
 
+@ON_BOTH
 def test_a_stopped_child_is_killed_at_its_tasks_limit(site):
     site.start(LIMITS, concurrency=1)
     result = site.send("hard", "python")
@@ -309,6 +317,7 @@ def test_a_stopped_child_is_reported_and_goes_on(site, monkeypatch, caplog):
     assert pid in site.children
 
 
+@ON_BOTH
 @pytest.mark.parametrize("how", ["stopped", "in C"])
 def test_a_child_that_does_not_answer_is_killed_on_request(site, how):
     site.start(LIMITS, concurrency=2, max_deliveries=1, options={"child_unresponsive": 0.5})
@@ -322,6 +331,7 @@ def test_a_child_that_does_not_answer_is_killed_on_request(site, how):
     assert pid not in site.children
 
 
+@ON_BOTH
 def test_an_idle_child_that_is_stopped_loses_its_tasks_to_others(site):
     site.start(concurrency=2)
     os.kill(site.children[0], signal.SIGSTOP)
@@ -348,6 +358,7 @@ def test_running_tasks_can_be_cancelled_and_terminated(site):
     works(site)
 
 
+@ON_BOTH
 def test_the_fork_server_is_replaced(site, caplog):
     site.start(concurrency=2)
     old = site.server
@@ -369,3 +380,23 @@ def test_a_stopped_fork_server_is_replaced(site, monkeypatch, caplog):
     os.kill(site.children[0], signal.SIGKILL)
     site.eventually(lambda: "the fork server does not answer" in caplog.text)
     works(site)
+
+
+def test_a_child_that_cannot_be_started_is_tried_again(site, monkeypatch, caplog):
+    """Out of descriptors, say: it is said, and the other child works on."""
+    site.start(concurrency=2)
+    create, failures = Board.create, []
+
+    def fail_twice():
+        if len(failures) < 2:
+            failures.append(1)
+            raise OSError(24, "Too many open files")
+        return create()
+
+    monkeypatch.setattr(Board, "create", fail_twice)
+    victim = site.children[0]
+    os.kill(victim, signal.SIGKILL)
+    site.eventually(lambda: len(failures) == 2)
+    assert "cannot start a child process: [Errno 24] Too many open files" in caplog.text
+    works(site)
+    site.eventually(lambda: len(site.children) == 2 and victim not in site.children)

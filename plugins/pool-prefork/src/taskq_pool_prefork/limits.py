@@ -24,7 +24,7 @@ PING_S: Final = 5.0
 """How often a child is asked for a sign of life while it runs one job."""
 SILENT_S: Final = 10.0
 """Silence after which a child is reported; one that runs nothing is replaced then."""
-LOST_S: Final = 0.2
+LOST_S: Final = 1.0
 """A child whose sockets are closed ends within this time by itself."""
 LEAVE_S: Final = 5.0
 """Time for a child's stop hooks."""
@@ -139,9 +139,8 @@ class Watch:
         """Ask a child in a long job for a sign of life, and act on its silence."""
         if age < self._ping:
             return now + self._ping - age
-        if member.heard <= now - self._ping:
+        if member.pinged_at <= now - self._ping:
             member.ping(now)
-        assert member.asked_at is not None or member.heard
         silent = 0.0 if member.asked_at is None else now - member.asked_at
         limit = self._unresponsive
         if limit is not None and silent >= limit:

@@ -85,7 +85,7 @@ class Member:
         self.asked_at: float | None = None
         """Since when it owes an answer."""
         self.asked = 0
-        self.heard = 0.0
+        self.pinged_at = 0.0
         self.reported = False
         self.requested_at = 0.0
 
@@ -182,7 +182,7 @@ class Member:
         self.asked += 1
         if self.asked_at is None:
             self.asked_at = now
-        self.heard = now
+        self.pinged_at = now
         self.control.send(encoded_frame(PING, Control(self.asked)))
 
     def ask_stack(self, number: int) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import selectors
+import signal
 import threading
 from collections.abc import Callable
 from time import monotonic
@@ -271,7 +272,9 @@ class Supervisor(threading.Thread):
         if kind == DIED:
             self._server.bury(report.pid)
             if member is not None:
-                self._bury(member, describe_end(report.status))
+                # what it was killed for is the reason only if that is how it ended
+                by_us = member.reason and report.status == -signal.SIGKILL
+                self._bury(member, member.reason if by_us else describe_end(report.status))
         elif kind == FORKED and member is not None:
             member.pid = report.pid
             if member.reason or self.closing:
@@ -377,9 +380,9 @@ class Supervisor(threading.Thread):
         if kind == REQUEST:
             self._crew.reports.append((self._pass_on, (member, message)))
         elif kind == PONG:
-            if message.number == member.asked:
-                member.asked_at = None
-                member.reported = False
+            # of an older one: it lives, and owes the answer to a younger one
+            member.asked_at = None if message.number == member.asked else monotonic()
+            member.reported = False
         elif kind == STACKS:
             self._stacks[member.number, message.number] = message.data.decode(errors="replace")
             self.changed.notify_all()
@@ -417,7 +420,7 @@ class Supervisor(threading.Thread):
         for kind, payload in member.data.drain():
             self._from_data(member, kind, payload)
         expected = member.state is State.LEAVING or member.retiring
-        reason = f"child process {member.pid} {member.reason or end}"
+        reason = f"child process {member.pid} {end}"
         busy = bool(member.jobs)
         starting = member.state is State.STARTING
         crew.died(member, reason)
