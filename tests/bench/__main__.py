@@ -121,6 +121,7 @@ class Run:
                 self.missing[group.title] = "no server; `make bench` starts those that are installed"
                 self.groups.remove(group)
                 continue
+            self.missing |= {f"{label} ({group.name})": why for label, why in group.absent.items()}
             if not self.options.peers:
                 group.contenders = [c for c in group.contenders if not c.peer]
             if self.options.contender:

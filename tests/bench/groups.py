@@ -28,6 +28,7 @@ class Group:
     server: str = ""
     idle: bool = False
     measure: Callable[[Turn], None] = cases.broker
+    absent: dict[str, str] = field(default_factory=dict)  # who could be expected here, and why it is not
 
 
 def taskq(
@@ -127,6 +128,7 @@ GROUPS = [
         [taskq("taskq", "zeromq://127.0.0.1:{port}", needs=ZEROMQ), floor("pyzmq alone", "zeromq")],
         Sizes(drain=100_000, single=3_000, calls=1_000),
         {DRAIN: "≥ 100,000", TRIP: "≤ 0.4"},
+        absent={"taskiq": "its ZeroMQ broker has no queue, so what is sent before a worker listens is lost"},
     ),
     Group(
         "sqs",
