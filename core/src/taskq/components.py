@@ -6,12 +6,14 @@ Nothing that was opened survives a fork: a child starts with a fresh ``Component
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from taskq._plugins.hints import SAME_SERVER_STORES
 from taskq.codec import Codec, CodecSettings
 from taskq.config import redact_url
+from taskq.message import QueueSpec
+from taskq.spi.capabilities import Capabilities
 from taskq.spi.specs import ComponentConfig, StoreConfig, TransportConfig
 from taskq.spi.store import ResultStore
 from taskq.spi.transport import Transport
@@ -39,6 +41,8 @@ class Components:
         self._waiter: ResultWaiter | None = None
         self._executor: ThreadPoolExecutor | None = None
         self._reply: str | None = None
+        self.facts: dict[str, Capabilities | None] = {}
+        """Queues that this process has declared, with what they can do where that differs from the broker's others."""
         self.store_label = ""
         """The result store as messages name it, "" where it follows from the broker."""
 
@@ -181,6 +185,26 @@ class Components:
         with self._lock:
             self._transport, self._store, self._store_known = transport, store, True
             self.store_label, self._reply = store_label, reply_address
+
+    def declare(self, queues: Sequence[QueueSpec]) -> None:
+        """Declare queues as the settings say, and remember where one can do other things than its broker.
+
+        Raises:
+            QueueMissing, NotSupported, TransportError: as ``Transport.declare``.
+        """
+        found = self.transport.declare(queues, mode=self._app.settings.declare)
+        for spec in queues:
+            fact = found.get(spec.name)
+            self.facts[spec.name] = None if fact is None else fact.capabilities
+
+    def of_queue(self, queue: str) -> Capabilities:
+        """Return what can be done on a queue: its own capabilities where it differs from the broker's others.
+
+        Only queues that are configured can differ; those are declared for the answer.
+        """
+        if queue not in self.facts and queue in self._app.settings.queues:
+            self.declare([self._app.queue_spec(queue)])
+        return self.facts.get(queue) or self.transport.capabilities
 
     @property
     def in_use(self) -> bool:

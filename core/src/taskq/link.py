@@ -48,6 +48,7 @@ class _Hello(msgspec.Struct):
     store_label: str
     reply_address: str
     coordination: bool
+    queues: dict[str, Capabilities | None]
 
 
 class _Problem(msgspec.Struct):
@@ -64,6 +65,7 @@ def connect(app: TaskQ, call: Call) -> None:
     store = None
     if hello.store is not None:
         store = (LinkCoordination if hello.coordination else LinkStore)(call, hello.store, hello.reply_address)
+    app.components.facts.update(hello.queues)
     app.components.use(
         LinkTransport(call, hello.transport), store, store_label=hello.store_label, reply_address=hello.reply_address
     )
@@ -105,8 +107,8 @@ class LinkTransport:
 
     def declare(self, queues: Sequence[QueueSpec], *, mode: DeclareMode = "create") -> Mapping[str, QueueFacts]:
         """Declare queues on the worker's connection."""
-        names = _ask(self._call, "declare", (list(queues), mode), dict[str, bool])
-        return {name: QueueFacts(created=created) for name, created in names.items()}
+        facts = _ask(self._call, "declare", (list(queues), mode), dict[str, tuple[bool, Capabilities | None]])
+        return {name: QueueFacts(created=created, capabilities=own) for name, (created, own) in facts.items()}
 
     def send(self, batch: Sequence[Outbound]) -> Sequence[SendFailure]:
         """Send on the worker's connection, together with what other children send."""
@@ -297,10 +299,18 @@ class LinkServer:
             case "hello":
                 capabilities = None if store is None else store.capabilities
                 can = store is not None and store.capabilities.coordination and hasattr(store, "apply")
-                return _Hello(app.transport.capabilities, capabilities, app.store_label, app.reply_address(), can)
+                return _Hello(
+                    app.transport.capabilities,
+                    capabilities,
+                    app.store_label,
+                    app.reply_address(),
+                    can,
+                    app.components.facts,
+                )
             case "declare":
                 queues, mode = decode(argument, type=tuple[list[QueueSpec], DeclareMode])
-                return {name: facts.created for name, facts in app.transport.declare(queues, mode=mode).items()}
+                declared = app.transport.declare(queues, mode=mode)
+                return {name: (facts.created, facts.capabilities) for name, facts in declared.items()}
             case "wait":
                 ids, timeout = decode(argument, type=tuple[list[str], float])
                 return self._wait(ids, timeout)

@@ -68,7 +68,6 @@ class Producer:
     def __init__(self, app: TaskQ) -> None:
         self.app = app
         self._makers: dict[str, Callable[[Any, Any], Made]] = {}
-        self._declared: dict[int, set[str]] = {}
         self._asender = AsyncSender(self._send_all)
         self._send_hooks: tuple[Callable[[SendRequest], None], ...] | None = None
 
@@ -222,14 +221,11 @@ class Producer:
         """Send a batch, trying again what may be tried again until the publish timeout has passed."""
         app = self.app
         transport = app.transport
-        declared = self._declared.get(id(transport))
-        if declared is None:
-            declared = self._declared[id(transport)] = set()
+        declared = app.components.facts
         for outbound in batch:
             # inside the caller's transaction another connection could not write
             if outbound.queue not in declared and transaction is None:
-                self._declare(transport, outbound.queue)
-                declared.add(outbound.queue)
+                app.components.declare([app.queue_spec(outbound.queue)])
         if app.settings.track_queued:
             self._record_queued(batch)
         if transaction is not None:
@@ -287,10 +283,6 @@ class Producer:
             left = [f.index for f in why]
             if not why:
                 return ()
-
-    def _declare(self, transport: Transport, queue: str) -> None:
-        spec = self.app.queue_spec(queue)
-        transport.declare([spec], mode=self.app.settings.declare)
 
     def _record_queued(self, batch: Sequence[Outbound]) -> None:
         store = self.app.store
@@ -478,12 +470,13 @@ class Producer:
     def _check_supported(
         self, name: str, queue: str, delay: float, priority: int, group: str | None, routing_key: str | None
     ) -> None:
-        """Refuse what this broker cannot keep, before anything is sent."""
-        caps = self.app.transport.capabilities
+        """Refuse what this broker, or this queue, cannot keep, before anything is sent."""
+        caps = self.app.components.of_queue(queue)
         broker = self.app.broker_name
         if delay > 0 and caps.delay is Support.NO:
-            raise NotSupported(f"task {name}: {broker} cannot delay messages, so countdown and eta cannot be kept; "
-                               "use another broker, or send later")  # fmt: skip
+            what = "on an ordered queue " if self.app.queue_spec(queue).ordered else ""
+            raise NotSupported(f"task {name}: {broker} cannot delay messages {what}so countdown and eta cannot be "
+                               "kept; use another queue or broker, or send later")  # fmt: skip
         if priority != 5 and caps.priority is Support.NO:
             raise NotSupported(
                 f"task {name}: {broker} has no priorities; leave priority at 5 or use a queue of its own"

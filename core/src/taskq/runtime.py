@@ -35,6 +35,7 @@ from taskq.failure import ResultPayload, describe, encode_error, encode_payload,
 from taskq.message import DEAD, DONE, FINISHED, Job, Outbound, Outcome
 from taskq.middleware import compose_run, compose_run_async
 from taskq.reference import AppReference
+from taskq.spi.capabilities import Support
 from taskq.spi.pool import TaskLimits
 from taskq.states import DEAD as STATE_DEAD
 from taskq.states import FAILURE, RETRY, REVOKED, SUCCESS
@@ -383,6 +384,9 @@ class TaskRuntime:
         header: Header = job.header
         limit = task.retry_limit(header) if retry.max_retries is None else retry.max_retries
         delay = task.retry_policy.delay(header.attempt) if retry.countdown is None else max(0.0, retry.countdown)
+        own = self.app.components.facts.get(job.queue)
+        if delay and own is not None and own.delay is Support.NO:
+            delay = 0.0  # an ordered queue of a broker that delays elsewhere: at once, rather than never
         changes: dict[str, Any] = {
             NOT_BEFORE: self.app.clock.now() + delay if delay else None, PARKED: None, STARTS: None, GUARD: None,
         }  # fmt: skip

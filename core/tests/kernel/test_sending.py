@@ -414,3 +414,46 @@ def test_a_connection_of_another_kind_is_refused(rig: Any) -> None:
     with pytest.raises(NotSupported):
         work.apply_async((1,), transaction="a session")
     assert rig.counts(app) == (0, 0, 0)
+
+
+# ------------------------------------------------------------------------------------ queues that differ from the rest
+
+
+@pytest.fixture
+def undelayed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have ordered queues of the memory transport hold nothing back, as FIFO queues of SQS."""
+    declare = MemoryTransport.declare
+
+    def declares(self: MemoryTransport, queues: Any, **options: Any) -> Any:
+        facts = dict(declare(self, queues, **options))
+        for spec in queues:
+            if spec.ordered:
+                own = msgspec.structs.replace(self.capabilities, delay=Support.NO)
+                facts[spec.name] = msgspec.structs.replace(facts[spec.name], capabilities=own)
+        return facts
+
+    monkeypatch.setattr(MemoryTransport, "declare", declares)
+
+
+def test_a_delay_is_refused_on_the_queue_that_cannot_hold_it(rig: Any, undelayed: None) -> None:
+    app = rig.app(queues={"fifo": {"ordered": True}})
+    add = app.task(name="add")(lambda x: x)
+    with pytest.raises(NotSupported, match="on an ordered queue"):
+        add.apply_async((1,), queue="fifo", countdown=5)
+    assert add.apply_async((1,), countdown=5).id
+
+
+def test_a_retry_runs_at_once_where_the_queue_cannot_hold_it(rig: Any, pool: str, undelayed: None) -> None:
+    app = rig.app(queues={"fifo": {"ordered": True}})
+    runs: list[int] = []
+
+    @app.task(name="flaky", queue="fifo", max_retries=2, retry_backoff=600, retry_jitter=False)
+    def flaky() -> int:
+        runs.append(1)
+        if len(runs) < 3:
+            raise ValueError("again")
+        return len(runs)
+
+    result = flaky.apply_async(group="a")
+    with rig.work(app, pool):
+        assert result.get(timeout=10) == 3

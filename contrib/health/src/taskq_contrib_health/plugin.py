@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
 from taskq.spi import hookimpl
-from taskq_contrib_health.options import HealthOptions, parse
 
 if TYPE_CHECKING:
     from taskq_contrib_health.server import ProbeServer
@@ -17,6 +16,8 @@ _servers: WeakKeyDictionary[Any, ProbeServer] = WeakKeyDictionary()
 @hookimpl
 def taskq_worker_starting(worker: Any) -> None:
     """Answer probes from the start on: a worker that waits for its broker is live and not ready."""
+    from taskq_contrib_health.options import HealthOptions, parse
+
     options = worker.app.config.plugin_options("extension", "health", HealthOptions)
     if options.address is None:
         return

@@ -60,8 +60,8 @@ class Engine:
         caps = worker.transport.capabilities
         settings = worker.settings
         cap = min(settings.prefetch or caps.max_fetch_batch, caps.max_fetch_batch * 4)
-        # Where handing back is costly or impossible, nothing is taken that does not start at once.
-        self.take = TakeEstimator(slots, cap if caps.hand_back is HandBack.NATIVE else slots)
+        # Where handing back is impossible, nothing is taken that does not start at once.
+        self.take = TakeEstimator(slots, slots if caps.hand_back is HandBack.NO else cap)
         self.fetch_cap = min(cap, caps.max_fetch_batch)
         self.careful: deque[Job] = deque()
         self.suspects: deque[Job] = deque()

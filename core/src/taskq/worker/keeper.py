@@ -38,7 +38,7 @@ class Keeper:
         caps = worker.transport.capabilities
         self._scope = caps.lease_scope
         self._interval = max(0.05, worker.lease / 3)
-        self._hands_back = caps.hand_back is HandBack.NATIVE
+        self._hands_back = caps.hand_back is not HandBack.NO
         self._stop = threading.Event()
         self._renewed = time.monotonic()
         self._failing = False

@@ -121,7 +121,7 @@ class Worker:
     def _subscribe(self) -> Any:
         app, names = self.app, [q.queue for q in self.queues]
         dead = [QueueSpec(name=name + DEAD_SUFFIX) for name in names]
-        self.transport.declare([*map(app.queue_spec, names), *dead], mode=app.settings.declare)
+        app.components.declare([*map(app.queue_spec, names), *dead])
         consumer = self.transport.consumer()
         try:
             consumer.subscribe(self.queues, order=self.settings.queue_order)
