@@ -12,7 +12,7 @@ from xml.etree import ElementTree
 
 import pytest
 
-from tests.bench import report
+from tests.bench import report, venv
 from tests.bench.contender import Contender, Failed, box
 from tests.bench.groups import GROUPS
 from tests.bench.measure import Table, cpu_seconds, percentile, tree
@@ -83,6 +83,22 @@ def test_contenders_have_the_same_functions_and_say_what_they_promise(module: st
         if isinstance(node, ast.Assign):
             names |= {n.id for target in node.targets for n in ast.walk(target) if isinstance(n, ast.Name)}
     assert {"worker", "send", "call", "ACK", "DURABILITY", "NOTE", "RESULTS", "VERSIONS"} <= names
+
+
+def test_every_peer_is_installed_from_a_section_of_pinned_versions() -> None:
+    sections = venv.sections()
+    assert {c.kind for g in GROUPS for c in g.contenders if c.peer} <= sections.keys()
+    for kind, lines in sections.items():
+        pinned = "@" if kind == "node" else "=="
+        assert all(pinned in line for line in lines if not line.startswith("#")), kind
+
+
+def test_peers_whose_interpreter_is_not_there_are_told_with_the_reason(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(venv.Missing, match="needs node and npm"):
+        venv.make(tmp_path, "node")
 
 
 def test_a_contender_that_does_not_run_is_told_with_its_reason(tmp_path: Path) -> None:
