@@ -410,6 +410,7 @@ class AmqpConsumer:
         frames: list[bytes] = []
         acks: list[int] = []
         nacks: list[int] = []
+        rejects: list[int] = []
         closing = False
         with self._state:
             channel = self._channel
@@ -426,9 +427,10 @@ class AmqpConsumer:
                 window.outstanding -= 1
                 window.source.outstanding -= 1
                 self._bytes -= size
-                (acks if settlement.kind == ACK else nacks).append(receipt - base)
-            if channel is not None and (acks or nacks):
-                frames = channel.settling(acks, nacks)
+                kind = acks if settlement.kind == ACK else rejects if settlement.counted else nacks
+                kind.append(receipt - base)
+            if channel is not None and (acks or nacks or rejects):
+                frames = channel.settling(acks, nacks, rejects)
         if frames:
             assert channel is not None
             try:

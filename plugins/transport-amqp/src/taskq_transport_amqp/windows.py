@@ -170,16 +170,20 @@ class ConsumeChannel(Channel):
             frames = self.settling((), [incoming.tag for incoming, _ in entries])
         self.link.write(b"".join(frames))
 
-    def settling(self, acks: Sequence[int], nacks: Sequence[int]) -> list[bytes]:
+    def settling(self, acks: Sequence[int], nacks: Sequence[int], rejects: Sequence[int] = ()) -> list[bytes]:
         """Return the frames that settle these tags; the caller holds the state's lock.
+
+        ``nacks`` go back uncounted and ``rejects`` counted, on a server that tells the two apart.
 
         One acknowledgement serves all tags that no unsettled one precedes, each of the others has its own: waiting for
         the slowest would hold back all that ended before it.
         """
         number, gaps = self.number, self._gaps
         frames = [wire.nack_frame(number, tag) for tag in nacks]
+        frames += [wire.method_frame(number, spec.Basic.Reject(tag, True)) for tag in rejects]
         before = self._low
         gaps.update(nacks)
+        gaps.update(rejects)
         gaps.update(acks)
         low = before
         while low in gaps:
