@@ -400,3 +400,24 @@ def test_a_child_that_cannot_be_started_is_tried_again(site, monkeypatch, caplog
     assert "cannot start a child process: [Errno 24] Too many open files" in caplog.text
     works(site)
     site.eventually(lambda: len(site.children) == 2 and victim not in site.children)
+
+
+def test_an_error_of_the_pool_itself_loses_no_task(site, monkeypatch, caplog):
+    """It is logged, all that was held is reported, and no process stays."""
+    site.start(concurrency=2, max_deliveries=1)
+    children = site.children
+    results = [site.send("gated", i) for i in range(2)]
+    site.eventually(lambda: len(site.notes("began")) == 2)
+
+    def fail(*_):
+        raise AssertionError("a mistake in the pool")
+
+    monkeypatch.setattr(site.pool._supervisor._crew, "hand_out", fail)
+    site.pool._supervisor.wake()
+    for result in results:
+        with pytest.raises(TaskDead, match="the prefork pool has failed"):
+            result.get(timeout=PATIENCE_S)
+    site.eventually(lambda: not [pid for pid in children if site.alive(pid)])
+    assert "a mistake in the pool" in caplog.text
+    assert site.pool.free() <= 2
+    assert site.pool.submit([]) == 0

@@ -68,7 +68,7 @@ def test_nothing_is_lost_or_stuck_when_children_are_killed_and_stopped(site, mon
         MIXED, concurrency=3, max_deliveries=10_000, max_tasks_per_child=200,
         options={"child_unresponsive": 0.3},
     )  # fmt: skip
-    site.pool._supervisor._watch._start_timeout = 2.0  # from now on: a child may be stopped while it starts
+    site.pool._supervisor._watch.start_timeout = 2.0  # from now on: a child may be stopped while it starts
     tasks = site.app.tasks
     over, deeds = threading.Event(), []
     thief = threading.Thread(target=mischief, args=(site, random.Random(seed + 1), over, deeds))

@@ -7,6 +7,7 @@ import pickle  # noqa: TID251 - for this program's own child processes
 import socket
 import subprocess
 import sys
+from time import monotonic
 from typing import Any
 
 from taskq.errors import WorkerError
@@ -83,6 +84,7 @@ class ForkServer:
             theirs.close()
         self.spawns = setup.spawn
         self.loaded = False
+        self.born = monotonic()
         self.channel = Channel(ours)
         data = encode(setup)
         self.channel.send(HEADER.pack(len(data), 0) + data)

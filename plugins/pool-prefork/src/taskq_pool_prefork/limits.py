@@ -10,7 +10,7 @@ from taskq.spi import Job, Runtime
 from taskq_pool_prefork.crew import MUTE_S, Crew
 from taskq_pool_prefork.member import Member, State
 from taskq_pool_prefork.processes import LOST_SOCKETS
-from taskq_pool_prefork.protocol import ACTED, RECALL_S, REQUESTED, STARTED, TARGET
+from taskq_pool_prefork.protocol import ACTED, RECALL_S, REQUESTED, STAGED, STARTED, TARGET
 
 log = logging.getLogger("taskq.pool.prefork")
 
@@ -40,7 +40,7 @@ class Watch:
         self._runtime = runtime
         self._hard: dict[str, float | None] = {}
         self._unresponsive = unresponsive
-        self._start_timeout = start_timeout
+        self.start_timeout = start_timeout
         self._ping = PING_S if unresponsive is None else min(PING_S, unresponsive / 3)
         self._due = 0.0
 
@@ -65,9 +65,9 @@ class Watch:
                 member.kill(f"{LOST_SOCKETS} and was killed")
             return max(member.lost_at + LOST_S, now + 0.01)
         if member.state is State.STARTING:
-            end = member.born + self._start_timeout
+            end = member.born + self.start_timeout
             if now >= end:
-                member.kill(f"it was not ready within {self._start_timeout:g} s (start_timeout)")
+                member.kill(f"it was not ready within {self.start_timeout:g} s (start_timeout)")
             return max(end, now + 1.0)
         if member.state is State.LEAVING:
             if now >= member.left_at + LEAVE_S:
@@ -105,7 +105,8 @@ class Watch:
         job, age = member.jobs[at], member.age(now)
         if member.board.slots[STARTED] != started:
             return now + TICK_S
-        due = now + TICK_S if at else float("inf")  # what is staged behind a long job is looked for
+        # ends that a long job, or a stop, holds up are looked for
+        due = now + TICK_S if at or member.board.slots[STAGED] & 0xFFFF else float("inf")
         if started > member.told:
             if age >= TELL_S:
                 crew.tell_started(member)

@@ -147,12 +147,24 @@ class Supervisor(threading.Thread):
                         self._attend(key, mask)
         except Exception:
             log.exception("the supervisor of the prefork pool met an unexpected error; its children are ended")
+            self._give_up()
         finally:
             self._tell(self._crew.reports)
             with self._lock:
                 self.ended = True
                 self._close_all()
                 self.changed.notify_all()
+
+    def _give_up(self) -> None:
+        """Report every job: nothing runs any more."""
+        crew = self._crew
+        with self._lock:
+            self.ended = True
+            self._return_ready()
+            if crew.held:
+                reason = "the prefork pool has failed, see the log above; its children were ended"
+                crew.reports.append((crew.sink.crashed, (list(crew.held), [], reason)))
+                crew.held.clear()
 
     def _return_ready(self) -> None:
         """Give back what turns out not to have started after all, now that the pool stops."""
@@ -319,6 +331,12 @@ class Supervisor(threading.Thread):
     def _look_at_server(self, now: float) -> float:
         """See that ends of children are reported; return when to look again."""
         server = self._server
+        if server is not None and not server.loaded and self.started:
+            end = server.born + self._watch.start_timeout
+            if now >= end:
+                log.error("the fork server has not imported the application in time (start_timeout); it is replaced")
+                server.process.kill()
+            return max(end, now + 1.0)
         waiting = [m for m in self._crew.members.values() if (now - m.killed_at > 1.0 if m.killed else not m.pid)]
         if server is None or not waiting:
             return float("inf") if not any(m.killed for m in self._crew.members.values()) else now + 1.0
