@@ -23,7 +23,7 @@ import ctypes, multiprocessing, os, signal, subprocess, sys, threading, time
 from taskq import TaskQ, current_request
 
 HERE = os.path.dirname(os.path.abspath(__file__))
-app = TaskQ("prefork", broker={broker!r}, lease=2.0, max_deliveries={max_deliveries}, max_result_bytes=1_000_000)
+app = TaskQ("prefork", broker={broker!r}, lease=10.0, max_deliveries={max_deliveries}, max_result_bytes=1_000_000)
 
 def note(*words):
     with open(os.path.join(HERE, "notes"), "a") as file:
