@@ -16,8 +16,8 @@ MESSAGES = 1000
 BATCH = 250
 BUDGET = {
     # results kept: (calls of Python functions, calls of C functions), per message drained from memory by the solo pool
-    False: (6.16, 19.15),
-    True: (9.18, 25.16),
+    False: (6.20, 16.19),
+    True: (9.20, 23.19),
 }
 ADVICE = """
 A message costs {python:.2f} calls of Python functions and {c:.2f} of C functions; on record are {budget}.

@@ -64,6 +64,11 @@ class Carrier:
         if any(t.time_limit is None for t in tasks):
             logger.warning("a task that runs longer is run twice: %s; %s, or give tasks a time_limit", why, what)
 
+    @property
+    def carries(self) -> bool:
+        """Whether a run is carried now."""
+        return bool(self._carried)
+
     def ended(self, job: Job) -> None:
         """Take note that a carried run has an outcome, which is about to be settled."""
         carried = self._carried.pop(job.key, None)

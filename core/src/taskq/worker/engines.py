@@ -13,7 +13,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from taskq.errors import StoreError, TaskDead, TaskInterrupted, TaskQError, TransportError
 from taskq.failure import ResultPayload, encode_payload
@@ -169,10 +169,15 @@ class Engine:
     def collect(self, batch: Sequence[Finished]) -> None:
         """Queue the ends of finished jobs; a job that is no longer held keeps its outcome for an adoption."""
         pop = self.held.pop
+        found = [pop(finished.key, None) for finished in batch]
+        if all(found) and not self.worker.carrier.carries:  # as nearly always
+            known = cast("list[Job]", found)
+            self.take.saw([job.task for job in known], batch)
+            self.settler.finish(known, batch)
+            return
         jobs: list[Job] = []
         mine: list[Finished] = []
-        for finished in batch:
-            job = pop(finished.key, None)
+        for job, finished in zip(found, batch, strict=True):
             if job is None:
                 self._keep_orphan(finished)
                 continue
@@ -503,10 +508,11 @@ class PoolEngine(Engine):
             while local:
                 jobs = list(local)
                 count = self.pool.submit(jobs)
-                for _ in range(count):
-                    local.popleft()
                 if count < len(jobs):
+                    for _ in range(count):
+                        local.popleft()
                     break
+                local.clear()
         while self.careful and self.pool.free() > 0 and not local:
             if not self._start_careful(self.careful):
                 return

@@ -113,8 +113,14 @@ class Settler:
         """Queue the end of jobs that a pool has run, and log what went wrong; same length and order."""
         acks: list[Settlement] = []
         commits: list[Commit] = []
+        plain = [finished.outcome for finished in batch].count(FINISHED) == len(batch)
+        if plain and all([job.delivery for job in jobs]):  # noqa: C419  a flood of no-ops; a list is quicker
+            acks = [Settlement(job.delivery.receipt) for job in jobs]
+            jobs_left: Sequence[tuple[Job, Finished]] = ()
+        else:
+            jobs_left = list(zip(jobs, batch, strict=True))
         keeps, ttl = self._store is not None, self._ttl
-        for job, finished in zip(jobs, batch, strict=True):
+        for job, finished in jobs_left:
             outcome = finished.outcome
             delivery = job.delivery
             if outcome is FINISHED and delivery is not None:

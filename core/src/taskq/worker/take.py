@@ -47,15 +47,18 @@ class TakeEstimator:
         self.stalled = False
         self._batch += 1
         estimates, number = self._estimates, self._batch
-        name, total, count = tasks[0], 0.0, 0
         worst_of: dict[str, float] = {}
-        for task, finished in zip(tasks, batch, strict=True):
-            if task is not name and task != name:
-                worst_of[name] = max(worst_of.get(name, 0.0), total / count)
-                name, total, count = task, 0.0, 0
-            total += finished.elapsed
-            count += 1
-        worst_of[name] = max(worst_of.get(name, 0.0), total / count)
+        if tasks.count(tasks[0]) == len(tasks):
+            worst_of[tasks[0]] = sum([finished.elapsed for finished in batch]) / len(tasks)
+        else:
+            name, total, count = tasks[0], 0.0, 0
+            for task, finished in zip(tasks, batch, strict=True):
+                if task is not name and task != name:
+                    worst_of[name] = max(worst_of.get(name, 0.0), total / count)
+                    name, total, count = task, 0.0, 0
+                total += finished.elapsed
+                count += 1
+            worst_of[name] = max(worst_of.get(name, 0.0), total / count)
         for task, mean in worst_of.items():
             known = estimates.get(task)
             # a slow run counts at once, a fast one only bit by bit
