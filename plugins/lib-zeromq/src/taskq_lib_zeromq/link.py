@@ -8,6 +8,7 @@ is used by one thread at a time. Nothing here survives a fork; owners check the 
 from __future__ import annotations
 
 import os
+import select
 import socket
 import threading
 import time
@@ -31,6 +32,7 @@ _EVENTS = (
     zmq.EVENT_DISCONNECTED | zmq.EVENT_CLOSED | zmq.EVENT_HANDSHAKE_FAILED_AUTH
     | zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL
 )  # fmt: skip
+_SLICE_MS = 40
 _SENT_AT_ONCE = 100_000
 """Messages that may wait in a socket to be written; ours are batches, each answered, so that it is never reached."""
 
@@ -205,7 +207,8 @@ class Broken(Exception):
 class Link:
     """A connection that is made when it is needed, and again after it broke."""
 
-    def __init__(self, target: Target, wake_fd: int | None = None) -> None:
+    def __init__(self, target: Target, wake_fd: int | None = None, *, sliced: bool = False) -> None:
+        """``wake_fd`` ends a ``poll``: at once, or with ``sliced`` within ``_SLICE_MS``, which costs less."""
         self.target = target
         self.session = uuid.uuid4().hex
         self.welcome: Welcome | None = None
@@ -215,6 +218,9 @@ class Link:
         self._poller = zmq.Poller()
         self._n = 0
         self._handshake_failed = False
+        self._sliced = sliced or wake_fd is None
+        self._slice = -1
+        self._received: bytes | None = None
 
     @property
     def connected(self) -> bool:
@@ -341,6 +347,7 @@ class Link:
     def close(self) -> None:
         """Close the connection at once; what was not written yet is dropped."""
         socket, self._socket = self._socket, None
+        self._received, self._slice = None, -1
         monitor, self._monitor = self._monitor, None
         if socket is not None:
             try:
@@ -366,6 +373,10 @@ class Link:
         socket = self._socket
         if socket is None:
             raise Broken("not connected")
+        if self._received is not None:
+            return True
+        if seconds > 0 and (self._sliced or not wakes):
+            return self._receive_in_slices(socket, seconds, wakes=wakes)
         ready = self._poller.poll(max(0, round(seconds * 1000 + 0.499)))
         if not ready:
             return False
@@ -383,13 +394,38 @@ class Link:
             time.sleep(0.001)
         return False
 
+    def _receive_in_slices(self, socket: zmq.Socket[bytes], seconds: float, *, wakes: bool) -> bool:
+        """As ``poll``, by blocking receives: a third of the system calls, and all else is noticed between two."""
+        end = time.monotonic() + seconds
+        left = seconds
+        while True:
+            slice_ms = max(1, min(_SLICE_MS, round(left * 1000 + 0.499)))
+            if slice_ms != self._slice:
+                socket.setsockopt(zmq.RCVTIMEO, slice_ms)
+                self._slice = slice_ms
+            try:
+                self._received = socket.recv()
+                return True
+            except zmq.Again:
+                pass
+            except zmq.ZMQError as error:
+                raise Broken(str(error)) from error
+            if self._monitor is not None and _readable(self._monitor):
+                raise Broken(self._why() or "the connection broke")
+            left = end - time.monotonic()
+            if left <= 0 or (wakes and self._wake_fd is not None and select.select((self._wake_fd,), (), (), 0)[0]):
+                return False
+
     def receive(self) -> Any:
         """Return the next frame that is there, None where there is none. Raises: Broken."""
         socket = self._socket
         if socket is None:
             raise Broken("not connected")
         try:
-            data = socket.recv(zmq.NOBLOCK)
+            if self._received is not None:
+                data, self._received = self._received, None
+            else:
+                data = socket.recv(zmq.NOBLOCK)
         except zmq.Again:
             return None
         except zmq.ZMQError as error:

@@ -68,7 +68,7 @@ class ZeroMQConsumer:
         self._pipe, self._bell = socket.socketpair()
         self._pipe.setblocking(False)
         self._bell.setblocking(False)
-        self._intake = Link(transport.target, self._pipe.fileno())
+        self._intake = Link(transport.target, self._pipe.fileno(), sliced=True)
         self._settling = Link(transport.target)
         self._settle_lock = threading.RLock()
         """Held by who uses the settling connection."""
