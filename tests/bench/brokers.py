@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
+from tests.bench.measure import wait_for
 from tests.support.databases import fresh_database
 from tests.support.rabbitmq_servers import fresh_vhost
 from tests.support.servers import free_port
@@ -106,10 +107,19 @@ def _redis(cls: type[Surroundings], server: str) -> Iterator[Surroundings]:
     import redis
 
     url = f"{server.rpartition('/')[0]}/15"
+    setting = "auto-aof-rewrite-percentage"
     with redis.Redis.from_url(url) as client:
+        before: dict[str, str] = client.config_get(setting)
         client.flushdb()
-        yield cls(url)
-        client.flushdb()
+        client.config_set(setting, 0)  # no rewriting of what others left while this one is measured
+        try:
+            yield cls(url)
+        finally:
+            client.flushdb()
+            client.config_set(setting, before[setting])
+            if client.info("persistence")["aof_enabled"]:
+                client.bgrewriteaof()  # of nothing: quick
+                wait_for(lambda: not client.info("persistence")["aof_rewrite_in_progress"], 5)
 
 
 @contextlib.contextmanager

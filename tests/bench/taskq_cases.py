@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
 
@@ -108,12 +109,15 @@ def memory_side(count: int) -> None:
 def backlog(table: Table, factor: float, *, full: bool, work: Path) -> None:
     """Drain a small and a large backlog, and look at the worker's memory on the way."""
     redis = os.environ.get("TASKQ_TEST_REDIS_URL", "")
+    prefork = entry_points(group="taskq.pools", name="prefork")
     for name, url, server, large in (
         ("SQLite", "sqlite:///{folder}/taskq.db", "", 1_000_000 if full else 200_000),
         *([("Redis", "", redis, 1_000_000)] if redis else []),
+        *([("Redis, prefork 2", "", redis, 1_000_000)] if redis and prefork and full else []),
     ):
         label = f"taskq, {name}"
-        contender = Contender(label, "tests.bench.taskq_app", url=url)
+        environment = {"BENCH_POOL": "-P prefork -c 2"} if "prefork" in name else {}
+        contender = Contender(label, "tests.bench.taskq_app", url=url, environment=environment)
         for count in (int(10_000 * factor), int(large * factor)):
             case = f"drain of {count:,} queued"
             with noted(table, "backlog", case, label), box(contender, work, server) as made:
