@@ -18,6 +18,7 @@ from greenlet import getcurrent  # type: ignore[import-untyped]
 from taskq.spi import PoolConfig
 from taskq_lib_pool.green import Backend, GreenPool, refuse_unpatched
 from taskq_lib_pool.runs import Timer
+from taskq_lib_pool.signals import handle_on_greenlets
 
 T = TypeVar("T")
 
@@ -28,6 +29,7 @@ def patch_process() -> None:
         eventlet.monkey_patch()
         # eventlet leaves two objects for the main thread; a worker takes signals only where it believes to be on it.
         threading._main_thread = threading.current_thread()  # type: ignore[attr-defined]
+        handle_on_greenlets(lambda: getcurrent() is hubs.get_hub().greenlet, eventlet.spawn)
 
 
 def make_pool(config: PoolConfig) -> GreenPool:

@@ -12,6 +12,7 @@ from gevent.threadpool import ThreadPool  # type: ignore[import-untyped]
 
 from taskq.spi import PoolConfig
 from taskq_lib_pool.green import Backend, GreenPool, refuse_unpatched
+from taskq_lib_pool.signals import handle_on_greenlets
 
 T = TypeVar("T")
 
@@ -20,6 +21,7 @@ def patch_process() -> None:
     """Have the standard library yield where it waits, and psycopg2, where psycogreen is installed."""
     if not monkey.is_module_patched("socket"):
         monkey.patch_all()
+        handle_on_greenlets(lambda: gevent.getcurrent() is gevent.get_hub(), gevent.spawn)
         try:
             psycogreen = import_module("psycogreen.gevent")
         except ImportError:
