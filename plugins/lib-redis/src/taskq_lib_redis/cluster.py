@@ -66,6 +66,10 @@ class Nodes:
                 raise self.target.errors.failed(f"no node of the cluster {self.target.name} has slot {slot} just now")
         return found
 
+    def known(self, slot: int) -> Address | None:
+        """Return the owner as far as known, without asking."""
+        return self._owners[slot]
+
     def node(self, address: Address) -> Target:
         """Return how to connect to one node."""
         found = self._targets.get(address)
@@ -204,8 +208,9 @@ class Lines:
                     raise
                 problem = error
         sent: list[tuple[RedisLink, list[_Call]]] = []
-        for address, group in groups.items():
-            link = self.to(address)
+        # to a node that must be connected to, which may take its time, when the others are at work
+        for address in sorted(groups, key=lambda a: not self.to(a).connected):
+            link, group = self.to(address), groups[address]
             commands: list[tuple[Any, ...]] = []
             for c in group:
                 if c.ask:

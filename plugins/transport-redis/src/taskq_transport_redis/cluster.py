@@ -48,10 +48,18 @@ class ClusterTransport(RedisTransport):
         self._capabilities = cluster_capabilities(self.options)
         self.nodes = Nodes(self.target)
         self._links = Links(lambda: Lines(self.nodes, self.options.timeout))
+        self._chores = Links(lambda: Lines(self.nodes, 0.0))
+        """For what must not hold up the thread that renews leases, when a node is away."""
         self._known: dict[str, None] = {}
         """Queues that were declared or subscribed to here, for the chores."""
 
+    def close(self, *, timeout: float = 5.0) -> None:
+        super().close(timeout=timeout)
+        if self.owned:
+            self._chores.close()
+
     def _meet(self) -> None:
+        self._chores.open()
         found: list[Capabilities] = []
         for address in self.nodes.masters():
             link = RedisLink(self.nodes.node(address))
@@ -94,7 +102,7 @@ class ClusterTransport(RedisTransport):
     def _each(self, runs: Sequence[tuple[Script, Sequence[Any], Sequence[Any]]]) -> list[Any]:
         """Run scripts of several queues; an error is returned in its answer's place."""
         self._check()
-        answers: list[Any] = self._links.run(lambda lines: lines.scripts(runs))
+        answers: list[Any] = self._chores.run(lambda lines: lines.scripts(runs))
         return [refused(self.target.name, a) if isinstance(a, ServerError) else a for a in answers]
 
     # ------------------------------------------------------------------------------------------------- messages

@@ -34,7 +34,9 @@ _QUEUES_AT_ONCE = 16
 _PATIENCE = 1.0
 """Seconds to repeat what a node cannot do just now while others wait."""
 _BARRED = 0.2
-"""Seconds to leave a queue alone whose node failed."""
+"""Seconds to leave a node alone that failed, at least; longer where finding out took long."""
+_BARRED_FOR = 4.0
+"""How many times as long as that took."""
 
 
 class _Member:
@@ -84,10 +86,11 @@ class Bells:
             link = self._links.get(address)
             if link is None:
                 link = self._links[address] = RedisLink(self._nodes.node(address))
+            tried = time.monotonic()
             try:
                 link.begin([(b"SSUBSCRIBE", name) for name in names])
             except TransportError:
-                self._broken(address)
+                self._broken(address, time.monotonic() - tried)
                 continue
             link.streaming = True
             self._asked.setdefault(address, deque()).extend(names)
@@ -153,13 +156,13 @@ class Bells:
             self._broken(address)
         return found
 
-    def _broken(self, address: Address) -> None:
+    def _broken(self, address: Address, took: float = 0.0) -> None:
         """Forget what was heard there; the next ``listen`` asks again, of whoever has the slots then."""
         link = self._links.pop(address, None)
         if link is not None:
             link.close()
         self._asked.pop(address, None)
-        self._silent[address] = time.monotonic() + _BARRED
+        self._silent[address] = time.monotonic() + max(_BARRED, _BARRED_FOR * took)
         self._where = {c: a for c, a in self._where.items() if a != address}
         try:
             self._nodes.refresh(self._nodes.version)
@@ -192,8 +195,9 @@ class ClusterConsumer:
         """Queues that may hold something, in turn."""
         self._due: dict[str, float] = {}
         """When the next delayed message of a queue is due (monotonic)."""
-        self._barred: dict[str, tuple[float, TransportError]] = {}
-        self._complained = False
+        self._slots: dict[str, int] = {}
+        self._barred: dict[Address, tuple[float, TransportError]] = {}
+        """Nodes that failed, until when (monotonic) they are left alone, and why."""
         self._credit = self._max_bytes = _UNLIMITED
         self._next_look = 0.0
         self._blocked = False
@@ -206,11 +210,11 @@ class ClusterConsumer:
         self._check()
         self._queues = {s.queue: place for place, s in enumerate(queues)}
         self._bell_of = {f"{self._transport.space(q)}b:{q}": q for q in self._queues}
+        self._slots = {q: slot_of(self._transport.space(q)) for q in self._queues}
         self._weights = {s.queue: max(1, s.weight) for s in queues}
         self._order = order
         self._hot = dict.fromkeys(self._queues)
         self._due = {q: at for q, at in self._due.items() if q in self._queues}
-        self._barred.clear()
         self._transport.know(list(self._queues))
 
     def credit(self, n: int, max_bytes: int) -> None:
@@ -258,16 +262,30 @@ class ClusterConsumer:
                 break
             if found and looked >= _QUEUES_AT_ONCE:
                 break
-            if self._barred.get(queue, (0.0,))[0] > now:
+            if self._is_barred(queue, now):
                 continue
             looked += 1
             taken = self._claim(queue, want, held, size, lost)
             held += len(taken)
             size += sum(len(d.payload) for d in taken)
             found += taken
-        if not found and self._barred and len(self._barred) == len(self._queues):
+        if not found and self._barred and all(self._is_barred(queue, now) for queue in self._queues):
             raise next(iter(self._barred.values()))[1]  # no queue can be reached
         return found
+
+    def _is_barred(self, queue: str, now: float) -> bool:
+        owner = self._transport.nodes.known(self._slots[queue]) if self._barred else None
+        return owner in self._barred and self._barred[owner][0] > now
+
+    def _bar(self, queue: str, began: float, error: TransportError) -> None:
+        """Leave the queue's node alone for a while; say so once."""
+        owner = self._transport.nodes.known(self._slots[queue])
+        if owner is None:
+            raise error
+        now = time.monotonic()
+        if owner not in self._barred:
+            logger.warning("the node of queue %r cannot be reached now, others go on: %s", queue, error)
+        self._barred[owner] = now + max(_BARRED, _BARRED_FOR * (now - began)), error
 
     def _claim(self, queue: str, want: int, all_held: int, all_bytes: int, lost: list[Lost]) -> list[Delivery]:
         """Take messages of one queue; so much is held of all."""
@@ -282,13 +300,10 @@ class ClusterConsumer:
         except TransportError as error:
             if not error.retryable:
                 raise
-            self._barred[queue] = (now + _BARRED, error)
-            if not self._complained:
-                self._complained = True
-                logger.warning("queue %r cannot be reached now, others go on: %s", queue, error)
+            self._bar(queue, now, error)
             return []
-        if self._barred.pop(queue, None) is not None and not self._barred:
-            self._complained = False
+        if self._barred:
+            self._barred.pop(self._transport.nodes.owner(self._slots[queue]), None)
         lost += self._lost(number, fetched.lost)
         due = member.due
         if due is not None:
@@ -329,7 +344,8 @@ class ClusterConsumer:
 
     def _look(self) -> None:
         """Look, in one write to each node, which silent queues hold something all the same."""
-        silent = [q for q in self._queues if q not in self._hot]
+        now = time.monotonic()
+        silent = [q for q in self._queues if q not in self._hot and not self._is_barred(q, now)]
         if not silent:
             return
         commands = []
@@ -353,7 +369,9 @@ class ClusterConsumer:
             self._drain()
             return
         now = time.monotonic()
-        times = [now + left, self._next_look, *self._due.values(), *(at for at, _ in self._barred.values())]
+        times = [now + left, self._next_look, *self._due.values()]
+        if self._barred:  # who had its queues may have been replaced
+            times.append(now + _BARRED)
         ready((self._pipe, *self._bells.sockets()), max(0.0, min(times) - now))
         self._drain()
 
