@@ -156,10 +156,14 @@ class OwnServer:
 class OwnCluster:
     """Servers that form a cluster: masters that share the slots evenly, then ``replicas`` of the first of them."""
 
-    def __init__(self, program: str, *arguments: str, masters: int = 3, replicas: int = 0) -> None:
+    def __init__(
+        self, program: str, *arguments: str, masters: int = 3, replicas: int = 0, patience_ms: int = 1000
+    ) -> None:
+        """``patience_ms``: how long a node may be silent until the others call it dead."""
         self._arguments = (
-            "--cluster-enabled", "yes", "--cluster-node-timeout", "1000", "--cluster-replica-validity-factor", "0",
-            "--cluster-allow-replica-migration", "no", "--cluster-require-full-coverage", "no",
+            "--cluster-enabled", "yes", "--cluster-node-timeout", str(patience_ms),
+            "--cluster-replica-validity-factor", "0", "--cluster-allow-replica-migration", "no",
+            "--cluster-require-full-coverage", "no",
             "--repl-diskless-sync-delay", "0", *arguments,
         )  # fmt: skip
         # the port of the bus, 10,000 above the other by default, need not exist
@@ -272,6 +276,9 @@ class OwnCluster:
             self.__exit__(None, None, None)
             raise
         return self
+
+    def close(self) -> None:
+        self.__exit__(None, None, None)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
