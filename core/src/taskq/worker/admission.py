@@ -141,10 +141,11 @@ class Admission:
             reason = f"expired {now - expires:.1f} s before a worker took it"
             self._settler.end(job, Outcome(DONE, EXPIRED, self.error_record(header, TaskExpired(reason)), (), reason))
             return True
-        not_before = extra.get(NOT_BEFORE)
-        if not_before is not None and not_before - now > _EARLY:
-            # a leg of a delay that is longer than the broker can hold, or clocks that differ
-            delay = not_before - now if self._max_delay is None else min(not_before - now, self._max_delay)
+        not_before = None if self._max_delay is None else extra.get(NOT_BEFORE)
+        if not_before is not None and self._max_delay is not None and not_before - now > _EARLY:
+            # A leg of a delay that is longer than the broker can hold. One that holds any delay has kept it by its own
+            # clock: this machine's, which may be wrong, is not asked.
+            delay = min(not_before - now, self._max_delay)
             name = f"{envelope.message_id(header)}.leg{int(not_before - now)}"
             again = Outbound(name, job.queue, job.payload, int(extra.get(PRIORITY, 5)), delay, extra.get(GROUP))
             self._settler.forward(job, (again,))
