@@ -50,7 +50,7 @@ def show(result: dict[str, Any], options: argparse.Namespace) -> int:
     print(report.text(result))
     if options.write_docs:
         (ROOT / "docs/benchmarks.md").write_text(report.document(result), "utf-8")
-        (ROOT / "docs/benchmarks.svg").write_text(report.plot(result), "utf-8")
+        (ROOT / "docs/benchmarks.svg").write_text(report.plot(result, report.IN_DOCS), "utf-8")
     return 0
 
 

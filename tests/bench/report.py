@@ -22,7 +22,7 @@ def number(value: float) -> str:
 
 
 def more_is_better(row: dict[str, Any]) -> bool:
-    return row["unit"].endswith(("/s", "of the bare loop"))
+    return row["unit"].endswith("/s")
 
 
 def ratio(row: dict[str, Any], base: dict[str, Any] | None) -> float | None:
@@ -141,7 +141,7 @@ DOCUMENT = """\
 Written by `make bench ARGS=--write-docs`; do not edit. Rates and ratios of one machine, for comparison within a run:
 they say what to expect relative to each other, not what your machine reaches, and no test asserts them.
 
-![Medians, logarithmic](benchmarks.svg)
+![Medians of drains and round trips, logarithmic; blue: taskq, grey: the bare library, orange: peers](benchmarks.svg)
 
 ## The run of {began}
 
@@ -153,7 +153,7 @@ they say what to expect relative to each other, not what your machine reaches, a
 
     make bench                                 everything; sets up servers and the peers' environments by itself
     make bench ARGS='--only redis --quick'     one part, a tenth of the messages: does it work?
-    make bench ARGS='--full --write-docs'      with the backlog of a million; writes this page
+    make bench ARGS='--full --write-docs'      with larger backlogs; writes this page
 
 Each run leaves its data as JSON in `build/bench/`. The suite is `tests/bench/`; its docstring says where another
 broker, pool or peer is added.
@@ -207,18 +207,19 @@ def markdown(head: list[str], lines: Lines) -> list[str]:
     return ["| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |" for cells in rows]
 
 
+IN_DOCS = frozenset({"drain", "round trip p50", "tasks that wait 100 ms"})
 ROW, LEFT, WIDE = 15, 210, 860
 COLOURS = {"taskq": "#2a6fdb", "floor": "#9a9a9a", "peer": "#d98b2b"}
 
 
-def plot(result: Result) -> str:
-    """Return an SVG with bars, logarithmic, of all cases that several contenders went through."""
+def plot(result: Result, only: frozenset[str] = frozenset()) -> str:
+    """Return an SVG with bars, logarithmic, of all cases (or these) that several contenders went through."""
     out: list[str] = []
     y = 20
     medians = {(r["group"], r["case"], r["contender"]): median(r["values"]) for r in result["rows"]}
     for name, title, cases in groups(result):
         roles = {label: role for group, label, role, _ in result["contenders"] if group == name}
-        several = [case for case in cases if len(case[2]) > 1]
+        several = [case for case in cases if len(case[2]) > 1 and (not only or case[0] in only)]
         if several:
             out.append(words(8, y, title, "font-weight='bold' font-size='13'"))
             y += 22
@@ -226,7 +227,8 @@ def plot(result: Result) -> str:
             values = {line[0]: medians[name, case, line[0]] for line in lines}
             low = min((v for v in values.values() if v > 0), default=1.0) / 2
             span = math.log(max(*values.values(), 2 * low) / low)
-            out.append(words(8, y, f"{case} ({unit})", "fill='#555'"))
+            better = "more" if unit.endswith("/s") else "less"
+            out.append(words(8, y, f"{case}, {unit}; {better} is better", "fill='#555'"))
             y += ROW
             for label, value in values.items():
                 width = (WIDE - LEFT - 80) * math.log(max(value, low) / low) / span
