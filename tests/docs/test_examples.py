@@ -18,6 +18,11 @@ SHOWN: dict[str, list[str]] = {
     "dead_letters.py": [r"^charge KeyError: 'book' after 0 retries", r"^replayed: 1$", r"^20$"],
     "embedded_worker.py": [r"^\[0, 2, 4, 6, 8, 10, 12, 14, 16, 18\]$"],
     "hello.py": [],
+    "limits.py": [
+        r"^soft: partial result$",
+        r"^hard: task limits\.stubborn ran longer than its time limit",
+        r"^again: partial result$",
+    ],
     "middleware.py": [r"^running for acme$", r"^shop\.price took \d", r"^42$"],
     "models.py": [r"^Customer\(name='Ada', visits=1\)$", r"^TaskArgumentsError\(.*Expected `str`, got `int`"],
     "plugin_options.py": [
@@ -26,6 +31,7 @@ SHOWN: dict[str, list[str]] = {
         r"no such option; did you mean 'synchronous'\?",
     ],
     "pool_alone.py": [r"^\[\(0, b'ONE'\), \(1, b'TWO'\), \(2, b'THREE'\)\]$"],
+    "pools.py": [r"^sums: \[285, 328350\]$", r"^computed in child processes: True$", r"^waited in this process: True$"],
     "produce_without_worker.py": [
         r"^\w{32} UNKNOWN$",
         r"'reports': QueueStats\(ready=1",

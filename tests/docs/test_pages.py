@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import click
@@ -172,6 +173,17 @@ def test_toml_blocks_are_settings(page: Path, block: Block, tmp_path: Path) -> N
     assert "no effect" not in done.stderr or "redis" in block.text
 
 
+@pytest.fixture
+def shop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """The application that the pages name: commands of contributions are looked up by its configuration."""
+    (tmp_path / "shop.py").write_text("from taskq import TaskQ\napp = TaskQ('shop', isolated=True)\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    yield
+    sys.modules.pop("shop", None)
+
+
+@pytest.mark.usefixtures("shop")
 @pytest.mark.parametrize(("page", "block"), of("sh"))
 def test_commands_exist_with_their_options(page: Path, block: Block) -> None:
     for line in block.text.splitlines():

@@ -131,9 +131,10 @@ app = TaskQ("hello")
 @app.task
 def add(x: int, y: int) -> int:
     return x + y
-with app.worker():
-    print(add.delay(2, 2).get(timeout=30))
-app.close()
+if __name__ == "__main__":  # the pool's children import this file
+    with app.worker():
+        print(add.delay(2, 2).get(timeout=30))
+    app.close()
 """
 
 
