@@ -280,6 +280,27 @@ def test_soft_and_hard_limits(site):
     assert not [pid for (pid,) in site.notes("hard") if site.alive(int(pid))]
 
 
+def test_a_signal_that_comes_late_does_not_strike_the_next_task(site):
+    """The alarm is for the task it was meant for: neither a limit nor a request of an earlier one counts."""
+    site.start(
+        LIMITS
+        + """
+    @app.task(soft_time_limit=0.3)
+    def short():
+        return "in time"
+    """,
+        concurrency=1,
+    )
+    assert site.send("short").get(timeout=PATIENCE_S) == "in time"
+    gated = site.send("gated", 1)
+    site.eventually(lambda: site.notes("began"))
+    time.sleep(0.4)
+    os.kill(site.children[0], signal.SIGALRM)
+    time.sleep(0.05)
+    site.open()
+    assert gated.get(timeout=PATIENCE_S) == 1
+
+
 def test_a_program_that_a_task_has_started_is_ended_with_it(site):
     site.start(LIMITS)
     with pytest.raises(TimeLimitExceeded):

@@ -176,6 +176,7 @@ class ChildProcess:
                 if outcome is None:
                     outcome, fault = self._no_outcome(error)
             if soft is not None:
+                self._soft = None
                 signal.setitimer(signal.ITIMER_REAL, 0)
             if self._forked:
                 os._exit(0)  # this is the copy of a task that has forked: the original goes on

@@ -30,7 +30,7 @@ def make_setup(config: PoolConfig, runtime: Runtime) -> Setup:
     if server.preloading:
         raise WorkerError(
             "A worker was started while a child process imported the application. Start it under "
-            "if __name__ == '__main__': only."
+            "if __name__ == '__main__': only, or choose a pool without processes (pool='threads')."
         )
     try:
         data = pickle.dumps(runtime)
