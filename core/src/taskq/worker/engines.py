@@ -23,6 +23,7 @@ from taskq.spi.pool import Finished, Pool, SupportsInline
 from taskq.states import DEAD as STATE_DEAD
 from taskq.states import STARTED
 from taskq.worker.admission import run_key
+from taskq.worker.flag import Flag
 from taskq.worker.pools import PoolSet
 from taskq.worker.settler import Settler
 from taskq.worker.take import TakeEstimator
@@ -399,7 +400,7 @@ class PoolEngine(Engine):
         self.pool = pool
         self.local: deque[Job] = deque()
         self._done: queue.SimpleQueue[Sequence[Finished] | None] = queue.SimpleQueue()
-        self._space = threading.Event()
+        self._space = Flag()
         self._suspect: int | None = None
         self._several = pool if isinstance(pool, PoolSet) else None
         self._crowded = 0.0

@@ -1,7 +1,7 @@
 """Signals of a worker process.
 
-TERM and INT stop it warmly, a second one interrupts, QUIT is cold; HUP stops it warmly and starts it anew; USR1 logs
-what runs where.
+TERM and INT stop it warmly (at once while it starts), a second one interrupts, QUIT is cold; HUP stops it warmly and
+starts it anew; USR1 logs what runs where.
 """
 
 from __future__ import annotations
@@ -24,6 +24,10 @@ logger = logging.getLogger("taskq.worker")
 EXIT_COLD = 4
 _LAST_RESORT = 5.0
 """Seconds after an interrupt in which the running task must give way before the process ends without it."""
+
+
+class StartStopped(BaseException):
+    """A worker that was still being prepared, or waited for a server, was told to stop."""
 
 
 class Signals:
@@ -60,11 +64,15 @@ class Signals:
 
     def _warm(self, number: int, frame: FrameType | None) -> None:
         worker = self._worker
+        if worker.starting:
+            worker.starting = False  # once: what ends it must not be ended in turn
+            worker.stop()
+            raise StartStopped  # out of whatever waits for a server; nothing is held yet
         if worker.stopping and worker._stop_event.is_set():
             self._interrupt()
             return
         worker.stop()
-        if hasattr(signal, "SIGALRM") and worker.inline:
+        if hasattr(signal, "SIGALRM") and isinstance(getattr(worker, "engine", None), InlineEngine):
             # a task on this very thread can only be stopped from here
             signal.setitimer(signal.ITIMER_REAL, max(0.001, worker.settings.grace))
 
@@ -86,7 +94,8 @@ class Signals:
             self._timer = threading.Timer(_LAST_RESORT, self._give_up)
             self._timer.daemon = True
             self._timer.start()
-        if isinstance(worker.engine, InlineEngine) and worker.engine.running:
+        engine = getattr(worker, "engine", None)
+        if isinstance(engine, InlineEngine) and engine.running:
             raise TaskInterrupted("the worker stops now")
 
     def _cold(self, number: int, frame: FrameType | None) -> None:

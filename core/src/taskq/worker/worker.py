@@ -22,11 +22,12 @@ from taskq.worker.admission import Admission
 from taskq.worker.autoscale import Autoscale
 from taskq.worker.carrier import Carrier
 from taskq.worker.engines import InlineEngine, PoolEngine
+from taskq.worker.flag import Flag
 from taskq.worker.keeper import Keeper
 from taskq.worker.plan import PlannedPool, home, plan_pools
 from taskq.worker.pools import PoolSet
 from taskq.worker.settler import DEAD_SUFFIX, Settler, pump_until
-from taskq.worker.shutdown import Signals
+from taskq.worker.shutdown import Signals, StartStopped
 from taskq.worker.watch import Health, RunningTask, Watch
 
 if TYPE_CHECKING:
@@ -61,6 +62,8 @@ class Worker:
         settings = config.settings.worker
         self.settings = settings
         self.name = settings.name or f"{socket.gethostname()}-{os.getpid()}"
+        self.starting = False
+        """Whether it is being prepared by ``run``: nothing is held yet, and a signal ends it at once."""
         self.stopping = False
         self.interrupted = False
         self.gave_up = False
@@ -69,7 +72,7 @@ class Worker:
         self.held: dict[int, Job] = {}
         self.finished_orphans: dict[int, Finished] = {}
         self.exit_code = EXIT_OK
-        self._stop_event = threading.Event()
+        self._stop_event = Flag()
         self._thread: threading.Thread | None = None
         self._failure: BaseException | None = None
         self.broker_down = False
@@ -134,14 +137,17 @@ class Worker:
         """Take a step that needs a server, waiting for one that is away, however long; say so once.
 
         Raises:
-            TransportError, StoreError: trying again is pointless, or the worker is told to stop.
+            TransportError, StoreError: trying again is pointless.
+            StartStopped: the worker is told to stop.
         """
         pause = _FIRST_PAUSE
         while True:
+            if self._stop_event.is_set():
+                raise StartStopped
             try:
                 found = step()
             except (TransportError, StoreError) as error:
-                if not error.retryable or self._stop_event.is_set():
+                if not error.retryable:
                     raise
                 if pause == _FIRST_PAUSE:
                     logger.error("worker %s cannot start yet: %s; waiting for the server", self.name, error)
@@ -204,16 +210,32 @@ class Worker:
     def run(self, *, signals: bool = True) -> int:
         """Work until a signal or ``stop()``; return the exit code."""
         self.has_process = signals
-        self._prepare()
         handlers = Signals(self) if signals else None
         try:
             if handlers is not None:
                 handlers.install()
-            self._work()
+            if self._start_up():
+                self._work()
         finally:
             if handlers is not None:
                 handlers.restore()
         return self.exit_code
+
+    def _start_up(self) -> bool:
+        """Prepare; False when a signal or ``stop()`` came first, with nothing left to hand back."""
+        try:
+            self.starting = True
+            try:
+                self._prepare()
+            finally:
+                self.starting = False
+        except StartStopped:
+            consumer: Consumer | None = getattr(self, "consumer", None)
+            if consumer is not None:
+                self._quietly(consumer.close)
+            logger.info("worker %s stops before it has started", self.name)
+            return False
+        return True
 
     def _work(self) -> None:
         app = self.app
