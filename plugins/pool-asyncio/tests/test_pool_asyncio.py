@@ -132,9 +132,9 @@ def test_a_task_that_never_waits_leaves_nothing_to_the_next(start):
         traces.append((seen.get(), asyncio.current_task() in kept, asyncio.current_task().cancelling()))
         await asyncio.sleep(0)
 
+    rig = start(1)
     for leave in (leave_context, cancel_itself, call_back, keep, leave_context):
-        ends = run(*first, leave, wait) if traces else run(*(first := start(1)), leave, wait)
-        assert ends == [SUCCESS, SUCCESS]
+        assert run(*rig, leave, wait) == [SUCCESS, SUCCESS]
     assert traces[0] == 0
     assert traces[-2] == 0
     assert [trace for trace in traces if isinstance(trace, tuple)] == [(0, False, 0)] * 5
@@ -157,7 +157,7 @@ def test_what_needs_a_task_of_its_own_works(start):
         found.append("group")
 
     async def at_once():
-        async with asyncio.timeout(PATIENCE_S):
+        async with asyncio.timeout(PATIENCE_S):  # noqa: ASYNC100  on purpose
             pass
         async with asyncio.TaskGroup():
             pass
@@ -179,7 +179,7 @@ def test_a_cancellation_that_nobody_asked_for_is_a_failure(start):
 
 def test_a_task_that_blocks_the_loop_is_warned_of_once(start, caplog):
     async def block_the_loop():
-        time.sleep(0.6)
+        time.sleep(0.6)  # noqa: ASYNC251  on purpose
 
     with caplog.at_level(logging.WARNING, "taskq.pool.asyncio"):
         assert run(*start(block_warning_s=0.1), block_the_loop) == [SUCCESS]

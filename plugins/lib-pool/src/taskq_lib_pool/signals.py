@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import signal
 import socket
 from collections import deque
@@ -20,6 +21,8 @@ def handle_on_greenlets(in_hub: Callable[[], bool], spawn: Callable[[Callable[[]
     due: deque[tuple[Handler, int]] = deque()
     here, there = socket.socketpair()
     there.setblocking(False)
+    atexit.register(here.close)
+    atexit.register(there.close)
     install = signal.signal
 
     def run() -> None:
