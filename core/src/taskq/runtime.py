@@ -10,7 +10,7 @@ import inspect
 import logging
 import threading
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable
 from contextlib import suppress
 from contextvars import copy_context
 from typing import TYPE_CHECKING, Any
@@ -61,7 +61,8 @@ class TaskRuntime:
         self._chains: dict[str, Callable[[Request], Any]] = {}
         self._loop = threading.local()
         self._runners: list[asyncio.Runner] = []
-        self._coroutines: dict[int, _Coroutine] = {}
+        self._coroutines: dict[int, _Coroutine | None] = {}
+        """By thread, the ``async def`` task that runs on its loop; None while the loop is being set up."""
         self._started: list[Task[..., Any]] = []
         self._codec = app.codec
         self._result_serializer = self._codec.serializer(self._codec.settings.result_serializer)
@@ -107,11 +108,12 @@ class TaskRuntime:
 
     def interrupt(self, error: BaseException, thread: int | None = None) -> bool:
         """End what runs on this thread (None; in a signal handler) or another by ``error``; see ``taskq.spi``."""
-        running = self._coroutines.get(threading.get_ident() if thread is None else thread)
+        here = threading.get_ident() if thread is None else thread
+        running = self._coroutines.get(here)
         if running is None:
-            if thread is None:
+            if thread is None and here not in self._coroutines:
                 raise error
-            return False
+            return False  # a loop that is being set up must not be left half done
         if thread is None and running.is_current():
             raise error  # the coroutine itself was interrupted, not the loop around it
         running.cancel(error)
@@ -224,7 +226,7 @@ class TaskRuntime:
             async_chain = self._async_chain(task)
 
             def run_async(request: Request) -> Any:
-                return self._run_coroutine(_await(async_chain, request))
+                return self._run_coroutine(async_chain, request)
 
             chain: Callable[[Request], Any] = run_async
         else:
@@ -250,34 +252,28 @@ class TaskRuntime:
 
         return compose_run_async(core, [*self.app.middlewares, *task.hook_middlewares()])
 
-    def _run_coroutine(self, coroutine: Coroutine[Any, Any, Any]) -> Any:
-        """Run a coroutine to its end on this thread's event loop."""
+    def _run_coroutine(self, chain: Callable[[Request], Any], request: Request) -> Any:
+        """Run an ``async def`` task to its end on this thread's event loop."""
         import asyncio
 
         context = copy_context()  # the loop's own is that of the first task that it ran
         try:
             asyncio.get_running_loop()
         except RuntimeError:
-            loop = self._thread_loop().get_loop()
-            running = _Coroutine(loop, loop.create_task(coroutine, context=context))
             thread = threading.get_ident()
-            self._coroutines[thread] = running
+            self._coroutines[thread] = None
             try:
-                return loop.run_until_complete(running.task)
-            except asyncio.CancelledError:
-                if running.error is None:
-                    raise
-                raise running.error from None
-            except BaseException:
-                running.abandon()
-                raise
+                loop = self._thread_loop().get_loop()
+                running = _Coroutine(loop, loop.create_task(_await(chain, request), context=context))
+                self._coroutines[thread] = running
+                return running.run()
             finally:
                 del self._coroutines[thread]
         # An eager call from a coroutine: its thread waits here, so the task gets a loop on another one.
         from concurrent.futures import ThreadPoolExecutor
 
         with ThreadPoolExecutor(1) as executor:
-            return executor.submit(context.run, asyncio.run, coroutine).result()
+            return executor.submit(context.run, asyncio.run, _await(chain, request)).result()
 
     def _thread_loop(self) -> asyncio.Runner:
         """Return this thread's event loop: ``async def`` tasks on a pool of threads share one per thread."""
@@ -437,11 +433,12 @@ class TaskRuntime:
 class _Coroutine:
     """The ``async def`` task that a thread runs on its own event loop, for whoever must end it."""
 
-    __slots__ = ("error", "loop", "task")
+    __slots__ = ("error", "loop", "task", "thread")
 
     def __init__(self, loop: asyncio.AbstractEventLoop, task: asyncio.Task[Any]) -> None:
         self.loop = loop
         self.task = task
+        self.thread = threading.get_ident()
         self.error: BaseException | None = None
 
     def is_current(self) -> bool:
@@ -450,10 +447,27 @@ class _Coroutine:
 
         return asyncio.current_task(self.loop) is self.task
 
+    def run(self) -> Any:
+        """Run the task to its end; what cancelled it is raised instead of CancelledError."""
+        import asyncio
+
+        try:
+            return self.loop.run_until_complete(self.task)
+        except asyncio.CancelledError:
+            if self.error is None:
+                raise
+            raise self.error from None
+        except BaseException:
+            self.abandon()
+            raise
+
     def cancel(self, error: BaseException) -> None:
         """Have the task cancelled; what let the cancellation through then raises ``error``."""
         self.error = error
-        self.loop.call_soon_threadsafe(self.task.cancel)
+        if self.thread == threading.get_ident() and not self.loop.is_running():
+            self.task.cancel()  # before its first step: it does not begin
+        else:
+            self.loop.call_soon_threadsafe(self.task.cancel)
 
     def abandon(self) -> None:
         """Give a task time to clean up that an exception out of the loop has left behind."""

@@ -71,7 +71,8 @@ class Runtime(Protocol):
 
         On the calling thread (None; for signal handlers) raise it in a ``def`` task. An ``async def`` task is
         cancelled, there or on the thread with this ``threading.get_ident``, and ``execute`` then sees ``error``.
-        Return False where another thread runs a ``def`` task, which only the pool can interrupt, or nothing.
+        Return False where another thread runs a ``def`` task, which only the pool can interrupt, or nothing; and on any
+        thread while the event loop of an ``async def`` task is being set up: try again soon.
         """
         ...
 
