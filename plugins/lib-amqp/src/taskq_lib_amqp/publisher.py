@@ -122,6 +122,12 @@ class Publisher:
             self._keeper.remove(channel.link)
             channel.link.close(timeout)
 
+    @property
+    def blocked(self) -> bool:
+        """Whether the server is known to take no messages."""
+        channel = self._channel
+        return channel is not None and channel.link.blocked is not None
+
     def ping(self) -> None:
         """Make sure that the server is there. Raises: the target's typed errors."""
         with self._turn:
@@ -137,6 +143,9 @@ class Publisher:
         Raises:
             The target's typed errors: nothing was sent.
         """
+        known = self._channel
+        if known is not None and known.link.error is None:
+            self._unblocked(known.link)  # without the turn: those who wait do so side by side
         with self._turn:
             channel = self._ready()
             first = channel.next
@@ -151,7 +160,7 @@ class Publisher:
         if channel is not None:
             channel.link.read_now()  # an end, or a block, that nobody has read yet
             if channel.link.error is None and channel.closed is None:
-                self._unblocked(channel.link)
+                self._unblocked(channel.link, 0.0)
                 return channel
             self._drop(channel)
         link = self._connect()
@@ -168,12 +177,12 @@ class Publisher:
         self._channel = channel
         return channel
 
-    def _unblocked(self, link: Link) -> None:
+    def _unblocked(self, link: Link, timeout: float | None = None) -> None:
         """Wait for a server that takes no messages. Raises: the side's error for a full server."""
         if link.blocked is None:
             return
         why = link.blocked
-        if not link.wait(lambda: link.blocked is None, link.target.timeout):
+        if not link.wait(lambda: link.blocked is None, link.target.timeout if timeout is None else timeout):
             raise link.target.errors.full(
                 f"{link.name} takes no messages: {why}; nothing was sent. Free memory or disk on the server, or let "
                 "workers empty the queues"

@@ -17,7 +17,7 @@ from taskq.message import ACK, Delivery, Fetched, Lost, Receipt, Settlement, Sub
 from taskq.spi import SubscribeOrder
 from taskq_lib_amqp import wire
 from taskq_lib_amqp.link import Bell, ChannelClosed
-from taskq_transport_amqp.windows import ConsumeChannel, Entry, Source, Window
+from taskq_transport_amqp.windows import ConsumeChannel, Entry, Source
 
 if TYPE_CHECKING:
     from taskq_transport_amqp.transport import AmqpTransport
@@ -40,7 +40,7 @@ class AmqpConsumer:
         self._sources: dict[str, Source] = {}
         self._order: SubscribeOrder = "fair"
         self._credit, self._max_bytes = 0, 0
-        self._held: dict[int, tuple[Window, int]] = {}
+        self._held: dict[int, Entry] = {}
         self._bytes = 0
         self._lost: dict[Any, str] = {}
         self._closed = False
@@ -349,7 +349,7 @@ class AmqpConsumer:
                     buffer.appendleft((incoming, window))
                     break
                 receipt = base + incoming.tag
-                held[receipt] = (window, size)
+                held[receipt] = incoming, window
                 total += size
                 # quorum queues count; classic ones say no more than that it may have been delivered before
                 count = incoming.redelivered + 1 if incoming.returns is None else incoming.returns + 1
@@ -407,10 +407,10 @@ class AmqpConsumer:
         self._check()
         self._sound()
         lost: list[Lost] = []
-        frames: list[bytes] = []
         acks: list[int] = []
         nacks: list[int] = []
         rejects: list[int] = []
+        copied: list[Entry] = []
         closing = False
         with self._state:
             channel = self._channel
@@ -422,17 +422,28 @@ class AmqpConsumer:
                 if entry is None:
                     lost.append(Lost(receipt, self._lost.pop(receipt, "not held by this consumer")))
                     continue
-                window, size = entry
+                incoming, window = entry
                 closing = closing or not window.active
                 window.outstanding -= 1
                 window.source.outstanding -= 1
-                self._bytes -= size
-                kind = acks if settlement.kind == ACK else rejects if settlement.counted else nacks
-                kind.append(receipt - base)
-            if channel is not None and (acks or nacks or rejects):
+                self._bytes -= len(incoming.body)
+                if settlement.kind == ACK:
+                    acks.append(receipt - base)
+                elif settlement.counted:
+                    rejects.append(receipt - base)
+                elif window.source.classic or incoming.returns:
+                    nacks.append(receipt - base)
+                else:
+                    copied.append(entry)
+        if copied:
+            # A quorum queue would count a return, so a message that never started would look like one that crashed.
+            # A copy in its place has no past; it goes to the tail.
+            kept = self._transport.copy([(window.source.queue, incoming.body) for incoming, window in copied])
+            for n, (incoming, _) in enumerate(copied):
+                (acks if n in kept else nacks).append(incoming.tag)
+        if channel is not None and (acks or nacks or rejects):
+            with self._state:
                 frames = channel.settling(acks, nacks, rejects)
-        if frames:
-            assert channel is not None
             try:
                 channel.link.write(b"".join(frames))
                 if closing:  # no window of theirs lets more through: a fetch that waits has to open another

@@ -302,6 +302,17 @@ class AmqpTransport:
             raise self._refused(closed) from closed
         self._ways.update((queue, edge) for edge in missing)
 
+    def copy(self, messages: Sequence[tuple[str, bytes]]) -> set[int]:
+        """Publish messages again, each to its queue; return which of them the server has. Nothing is raised."""
+        if self._publisher.blocked:
+            return set()
+        items = [Item(n, "", queue, payload, f"copy-{n}") for n, (queue, payload) in enumerate(messages)]
+        try:
+            refused = self._publisher.publish(items)
+        except TransportError:
+            return set()
+        return {item.index for item in items} - {entry.item.index for entry in refused}
+
     def _second_try(self, refused: Sequence[Refused], batch: Sequence[Outbound]) -> list[SendFailure]:
         """Publish again what nobody got for certain; return the failures that remain."""
         failures: list[Refused] = []
