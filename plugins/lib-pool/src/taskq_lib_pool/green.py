@@ -120,6 +120,7 @@ class GreenPool:
         self._hands = 0
         """Greenlets that run jobs, or are about to."""
         self._flushing = False
+        self._turn = 0
         self._started = False
         self._accepting = False
         self._stopped = False
@@ -223,22 +224,22 @@ class GreenPool:
         """Run jobs until none is left; none of them may notice that others ran on this greenlet."""
         reports, ready = self.reports, self._ready
         me = self.backend.current()
-        pause = monotonic() + FLUSH_S
+        turn, pause = self._turn, monotonic() + FLUSH_S
         while ready and self._hands <= self._slots:
             job = ready.popleft()
             if not self._run(job, me):
                 return  # it was given up, and so was this greenlet
             now = monotonic()
-            if now >= pause:
-                reports.flush()
+            if turn != self._turn:  # others have run meanwhile
+                turn, pause = self._turn, now + FLUSH_S
+            elif now >= pause:
                 self.backend.pause()
-                pause = monotonic() + FLUSH_S
-            elif len(reports.done) >= FLUSH_JOBS:
+            if len(reports.done) >= FLUSH_JOBS:
                 reports.flush()
             else:
                 self._flush_soon()
         self._hands -= 1
-        reports.flush()
+        self._flush_soon()
         self._spawn()
 
     def _run(self, job: Job, me: Any) -> bool:
@@ -289,7 +290,9 @@ class GreenPool:
             self.backend.spawn(self._flush)
 
     def _flush(self) -> None:
+        """Report what has ended in one turn of the hub."""
         self._flushing = False
+        self._turn += 1
         self.reports.flush()
 
     def _wait(self, deadline: float) -> None:
