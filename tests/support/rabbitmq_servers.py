@@ -14,8 +14,10 @@ import urllib.request
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 from urllib.parse import SplitResult, parse_qs, quote, urlsplit
+
+import pytest
 
 from tests.support.servers import RabbitMQ
 
@@ -63,6 +65,21 @@ def names(server: str, url: str) -> set[str]:
         for row in ask(server, "GET", f"exchanges/{vhost}?columns=name")
         if row["name"][:4] not in ("", "amq.")
     }
+
+
+class OnRabbit:
+    """What the conformance kits need to know, for the transport and the store alike; mix it into a suite."""
+
+    scheme = "amqp"
+    fault_options: ClassVar[dict[str, Any]] = {"timeout": 1.0, "connect_timeout": 1.0, "heartbeat": 1}
+
+    @pytest.fixture
+    def url(self, rabbitmq_url: str) -> str:
+        return rabbitmq_url
+
+    def server_keys(self, url: str) -> set[str] | None:
+        server = os.environ.get(RabbitMQ.variable(), "")
+        return names(server, url) if "management" in server else None
 
 
 class OwnRabbit(RabbitMQ):

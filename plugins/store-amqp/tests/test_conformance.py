@@ -2,19 +2,12 @@
 
 from __future__ import annotations
 
-import pytest
-
 from taskq.testing import PackagingSuite, StoreSuite
+from tests.support.rabbitmq_servers import OnRabbit
 
 
-class TestConformance(StoreSuite):
-    scheme = "amqp"
-
-    fault_options = {"timeout": 1.0, "connect_timeout": 1.0}  # noqa: RUF012
-
-    @pytest.fixture
-    def url(self, rabbitmq_url: str) -> str:
-        return rabbitmq_url
+class TestConformance(OnRabbit, StoreSuite):
+    pass
 
 
 class TestPackaging(PackagingSuite):

@@ -2,27 +2,17 @@
 
 from __future__ import annotations
 
-import pytest
-
 from taskq.testing import PackagingSuite, TransportSuite
+from tests.support.rabbitmq_servers import OnRabbit
 
 
-class OnAServer(TransportSuite):
-    scheme = "amqp"
-
-    fault_options = {"timeout": 1.0, "connect_timeout": 1.0, "heartbeat": 1}  # noqa: RUF012
-
-    @pytest.fixture
-    def url(self, rabbitmq_url: str) -> str:
-        return rabbitmq_url
+class TestQuorum(OnRabbit, TransportSuite):
+    random_s = 2.0
 
 
-class TestQuorum(OnAServer):
-    pass
-
-
-class TestClassic(OnAServer):
+class TestClassic(OnRabbit, TransportSuite):
     options = {"queue_type": "classic"}  # noqa: RUF012
+    random_s = 2.0
 
 
 class TestPackaging(PackagingSuite):

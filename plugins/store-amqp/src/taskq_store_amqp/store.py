@@ -6,6 +6,7 @@ away. What arrives is kept in the process's memory until its ttl has passed.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import threading
@@ -23,7 +24,7 @@ from taskq.spi import StoreCapabilities, StoreConfig
 from taskq_lib_amqp.link import Bell, Channel, ChannelClosed, Keeper, Link, connect
 from taskq_lib_amqp.publisher import Item, Publisher
 from taskq_lib_amqp.servers import Errors, make_target
-from taskq_lib_amqp.wire import Incoming
+from taskq_lib_amqp.wire import Incoming, ack_frame
 from taskq_store_amqp.options import MAX_RECORD_BYTES, AmqpStoreOptions, capabilities
 
 logger = logging.getLogger("taskq.store.amqp")
@@ -121,6 +122,9 @@ class ReplyChannel(Channel):
                 continue
             records += [Record(*entry[:7], follow_ups=entry[7]) for entry in packed]
         self._kept.add(records)
+        # only now: what is on its way to a connection that is just breaking comes again on the next one
+        with contextlib.suppress(TaskQError):
+            self.link.write(ack_frame(self.number, deliveries[-1].tag, multiple=True))
 
     def on_method(self, method: Any, properties: Any, body: bytes) -> None:
         if isinstance(method, spec.Basic.Cancel):  # the queue was deleted
@@ -276,7 +280,7 @@ class AmqpStore:
                 replies.open()
                 expires = {"x-expires": max(1, round(self.options.reply_expires * 1000))}
                 replies.ask(spec.Queue.Declare(queue=self._address, arguments=expires))
-                replies.ask(spec.Basic.Consume(queue=self._address, no_ack=True, exclusive=True))
+                replies.ask(spec.Basic.Consume(queue=self._address, exclusive=True))
             except ChannelClosed as closed:
                 link.close()
                 if closed.code == 403 and "exclusive" in str(closed):  # the broken connection is not forgotten yet

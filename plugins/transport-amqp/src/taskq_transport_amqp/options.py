@@ -87,8 +87,8 @@ def capabilities(options: Any) -> Capabilities:
         purge=True,
         routing=True,
         notes=(
-            "Quorum queues are first in, first out until something is given back: that comes next, in order of return.",
-            "Quorum queues count every return, also an uncounted hand-back, as a delivery.",
+            "Quorum queues are first in, first out until something is given back: a copy goes to the tail.",
+            "Quorum queues count a delivery that was pushed to a worker and never looked at.",
             "Quorum queues of RabbitMQ 3.x have no priorities: queue_type=classic has ten levels.",
             "On a cluster of three or more nodes quorum queues survive the loss of one.",
             "A queue may be declared with another type than the transport's, by its option 'type'.",
