@@ -376,3 +376,39 @@ def test_fused_and_acknowledged_at_start_settle_together(rig: Any, runs: list[An
         results = [r for i in range(10) for r in (once.delay(), work.delay(i))]
         values = [r.get(timeout=10) for r in results]
     assert values == [v for i in range(10) for v in (1, i)]
+
+
+def test_a_retry_is_fused_beside_what_was_acknowledged_at_its_start(rig: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A crash between storing its outcome and sending its retry would lose it: a fused record holds no follow-ups."""
+    app, stored, sent = rig.app(), [], []
+
+    @app.task(delivery="at_most_once")
+    def once() -> int:
+        return 1
+
+    @app.task(max_retries=1, retry_backoff=0, bind=True)
+    def work(self: Any) -> int:
+        if self.request.attempt == 0:
+            raise ValueError
+        return 2
+
+    with rig.work(app, "threads", concurrency=2) as worker:
+        real = worker.settler.finish
+        waiting: list[Any] = []
+
+        def together(jobs: Any, batch: Any) -> None:
+            if len(waiting) < 2:
+                waiting.extend(zip(jobs, batch, strict=True))
+                jobs, batch = [job for job, _ in waiting], [finished for _, finished in waiting]
+            if len(waiting) == 2:
+                real(jobs, batch)
+
+        monkeypatch.setattr(worker.settler, "finish", together)
+        put, send = app.store.put, app.transport.send
+        monkeypatch.setattr(app.store, "put", lambda records: (stored.extend(records), put(records))[1])
+        first, second = work.delay(), once.delay()
+        monkeypatch.setattr(app.transport, "send", lambda batch: (sent.extend(batch), send(batch))[1])
+        assert second.get(timeout=10) == 1
+        assert first.get(timeout=10) == 2
+    assert [record.id for record in stored] == [second.id]
+    assert sent == []

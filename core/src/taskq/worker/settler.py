@@ -312,26 +312,35 @@ class Settler:
 
     def _carry_out(self, batch: _Batch) -> Sequence[Lost]:
         held = [c for c in batch.commits if c.settlement.receipt is not None]
-        if batch.commits and self._committer is not None and len(held) == len(batch.commits):
-            return self._commit_fused(self._committer, batch)
+        fused, stepwise = self._committer, batch.commits
+        if fused is not None:
+            if held and len(held) == len(stepwise):  # as nearly always
+                return self._commit_fused(fused, batch.acks, held)
+            # Only what was acknowledged before goes step by step: a fused record does not carry its follow-ups, so what
+            # led to them must not be stored apart from sending them.
+            stepwise = [c for c in stepwise if c.settlement.receipt is None]
         if batch.stage == 0:
-            self._put([c.record for c in batch.commits if c.record is not None])
+            self._put([c.record for c in stepwise if c.record is not None])
             batch.stage = 1
         if batch.stage == 1:
-            self._send(batch)
+            self._send(stepwise)
             batch.stage = 2
+        if fused is not None and held:
+            return self._commit_fused(fused, batch.acks, held)
         settlements = [*batch.acks, *(c.settlement for c in held)]
         with self.lock:
             return self._consumer.settle(settlements) if settlements else ()
 
-    def _commit_fused(self, committer: Committer, batch: _Batch) -> Sequence[Lost]:
+    def _commit_fused(
+        self, committer: Committer, acks: Sequence[Settlement], commits: Sequence[Commit]
+    ) -> Sequence[Lost]:
         with self.lock:
             try:
-                return committer.commit([*map(Commit, batch.acks), *batch.commits])
+                return committer.commit([*map(Commit, acks), *commits])
             except ResultTooLarge as error:
                 # find it one by one; what an interrupted repeat finds settled already is reported as lost
-                lost = [*committer.commit([*map(Commit, batch.acks)])]
-                for commit in batch.commits:
+                lost = [*committer.commit([*map(Commit, acks)])]
+                for commit in commits:
                     try:
                         lost += committer.commit([commit])
                     except ResultTooLarge:
@@ -361,8 +370,8 @@ class Settler:
                 except ResultTooLarge:
                     self._store.put([self._without_result(record, error)])
 
-    def _send(self, batch: _Batch) -> None:
-        origin = [(c, o) for c in batch.commits for o in c.follow_ups]
+    def _send(self, commits: Sequence[Commit]) -> None:
+        origin = [(c, o) for c in commits for o in c.follow_ups]
         if not origin:
             return
         failures = self._transport.send([o for _, o in origin])
