@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from taskq import TaskQ
+from taskq.errors import SendFailed
 from tests.docs.pages import DOCS, blocks, environment
 from tests.docs.test_pages import parses
 from tests.support.install import ROOT
@@ -50,6 +52,21 @@ def test_commands_of_containers_exist(tmp_path: Path, monkeypatch: pytest.Monkey
                 parses(re.findall(r'"([^"]*)"', line))
                 found += 1
     assert found == 4
+
+
+def test_topics_reach_the_queues_that_the_page_says(rabbitmq_url: str, tmp_path: Path) -> None:
+    page = DOCS / "guides/routing.md"
+    (text,) = [b.text for b in blocks(page) if b.language == "toml" and "exchange" in b.text]
+    (tmp_path / "pyproject.toml").write_text(text.replace("amqp://guest@localhost//", rabbitmq_url))
+    (call,) = re.findall(r"`(send_task\(.*?\))`", page.read_text("utf-8"))
+    with TaskQ("shop", config=tmp_path / "pyproject.toml", result_store="none") as app:
+        app.connect()
+        eval(f"app.{call}", {"app": app})
+        with pytest.raises(SendFailed):  # no queue is bound for it
+            app.send_task("shop.order", [7], queue="europe", routing_key="nobody.cares")
+        app.send_task("shop.clear", queue="caches")  # by name
+        stats = app.transport.stats(["europe", "audit", "caches"])
+    assert {name: found.ready for name, found in stats.items()} == {"europe": 1, "audit": 1, "caches": 1}
 
 
 @pytest.mark.slow
