@@ -53,11 +53,8 @@ def test_half_open_connections_are_noticed(served: Site) -> None:
 
 @pytest.mark.slow
 @pytest.mark.timeout(120)
-def test_publishing_while_the_broker_is_away(served: Site, request: pytest.FixtureRequest) -> None:
+def test_publishing_while_the_broker_is_away(served: Site) -> None:
     """Bounded repeats, then an error that says that nothing was sent; afterwards it works again."""
-    if served.broker.name == "amqp":
-        reason = "transport-amqp: on a loaded machine no confirm comes for a minute after kill -9 and restart"
-        request.applymarker(pytest.mark.xfail(reason=reason, strict=False))
     app = served.app(publish_timeout=1.5)
     served.send(app, 1)
     served.broker.kill()
