@@ -10,7 +10,7 @@ import pytest
 from msgspec import structs
 
 from taskq import TaskQ
-from taskq.errors import NotSupported
+from taskq.errors import NotSupported, SoftTimeLimitExceeded, StoreUnavailable
 from taskq_transport_memory.transport import MemoryTransport
 
 HOLD = 0.6
@@ -135,3 +135,81 @@ def test_short_runs_know_nothing_of_it(rig: Any, pool: str, gate: threading.Even
     with rig.work(app, pool) as worker:
         assert long.delay().get(timeout=10) == 1
         assert worker.carrier._carried == {}
+
+
+def test_a_run_that_ends_in_the_grace_is_not_run_again_by_its_guard(
+    rig: Any, pool: str, gate: threading.Event
+) -> None:
+    app, runs = rig.app("memory", lease=0.3), []
+    long = waiting(app, gate, runs, ignore_result=True)
+    with rig.work(app, pool) as worker:
+        long.delay()
+        rig.eventually(lambda: carried(app, rig, runs))
+        worker.stop()
+        threading.Timer(0.2, gate.set).start()
+        rig.eventually(lambda: not worker._thread.is_alive())
+    time.sleep(1.0)  # its place would be free by now
+    rig.drain(app)
+    assert runs == [1]
+
+
+def test_a_run_that_ends_while_its_guard_is_sent(
+    rig: Any, pool: str, gate: threading.Event, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It ended by its message: the guard is superfluous, and nobody keeps its place."""
+    app, runs = rig.app("memory"), []
+    long = waiting(app, gate, runs, ignore_result=True)
+    with rig.work(app, pool) as worker:
+        send = app.transport.send
+
+        def slow(batch: Any) -> Any:
+            if "guard" in batch[0].id and not gate.is_set():
+                gate.set()
+                rig.eventually(lambda: worker.settler.ended == 1)
+            return send(batch)
+
+        monkeypatch.setattr(app.transport, "send", slow)
+        long.delay()
+        rig.eventually(lambda: worker.settler.ended == 1)
+        rig.wait_empty(app)
+        assert worker.carrier._carried == {}
+    assert runs == [1]
+
+
+def test_a_carried_run_that_its_pool_aborts_is_over(rig: Any, pool: str, gate: threading.Event) -> None:
+    app, runs = rig.app("memory"), []
+    long = waiting(app, gate, runs, max_retries=0)
+    with rig.work(app, pool, exit_code=0) as worker:
+        result = long.delay()
+        rig.eventually(lambda: carried(app, rig, runs))
+        sink = worker.pool._sink
+        sink.aborted(list(worker.held), SoftTimeLimitExceeded("too late"))
+        assert worker.carrier._carried == {}
+        with pytest.raises(SoftTimeLimitExceeded):
+            result.get(timeout=10)
+        gate.set()
+        rig.wait_empty(app)
+    assert runs == [1]
+
+
+def test_leases_are_kept_while_the_store_that_carries_hangs(
+    rig: Any, pool: str, gate: threading.Event, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    app, runs = rig.app("memory", lease=0.6), []
+    long = waiting(app, gate, runs, ignore_result=True)
+    hangs = threading.Event()
+
+    def acquire(*args: Any, **options: Any) -> bool:
+        hangs.set()
+        time.sleep(2.0)
+        raise StoreUnavailable("no answer within 2 s")
+
+    with rig.work(app, pool), monkeypatch.context() as patch:
+        patch.setattr(type(app.store), "acquire", acquire)
+        long.delay()
+        assert hangs.wait(10)
+        time.sleep(1.5)  # more than two leases
+        assert rig.counts(app) == (0, 1, 0), "the lease ran out"
+        gate.set()
+        rig.wait_empty(app)
+    assert runs == [1]

@@ -11,7 +11,7 @@ from msgspec import structs
 from taskq import TaskQ, current_request, envelope
 from taskq.envelope import PARKED
 from taskq.errors import StoreUnavailable, TaskDead
-from taskq.message import RELEASE, Job, Outcome, Settlement
+from taskq.message import RELEASE, Job, Lost, Outcome, Settlement
 from taskq.runtime import TaskRuntime
 from taskq.spi import DeliveryCount
 from taskq_transport_memory.consumer import MemoryConsumer
@@ -225,7 +225,7 @@ def test_a_crash_loop_ends_where_the_broker_cannot_count(
         rig.wait_empty(app)
     ((info, _),) = rig.dead(app)
     assert (info.task, info.state) == ("deadly", "DEAD")
-    assert len(starts) == 3
+    assert len(starts) == (3 if kind == "memory" else 9), "where nothing counts starts, more is forgiven"
 
 
 @pytest.mark.parametrize("kind", ["memory", "storeless"])
@@ -276,3 +276,27 @@ def test_the_offer_ends(rig: Any, pool: str, runs: list[Any]) -> None:
     ((info, payload),) = rig.dead(app)
     assert "within 0.05 s" in info.reason
     assert envelope.decode(payload)[0].task == "nobody.knows"
+
+
+def test_what_was_lost_before_its_start_here_is_not_held_against_it(
+    rig: Any, pool: str, runs: list[Any], counting_badly: DeliveryCount, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A broker that dies again and again gives back what was only waiting in a worker; that killed nobody."""
+    app = rig.app("storeless", max_deliveries=1)
+    monkeypatch.setattr("taskq.worker.admission._FORGIVEN", 1)
+    gate = threading.Event()
+    app.task(name="block")(lambda: gate.wait(20))
+    count = counting(app, runs)
+    options = {"concurrency": 1} if pool == "threads" else {}
+    monkeypatch.setattr("taskq.worker.take.TakeEstimator.target", lambda self: 4)
+    monkeypatch.setattr("taskq.worker.keeper._SLOW_TICKS", 10**9)
+    with rig.work(app, pool, **options) as worker:
+        app.send_many([app.tasks["block"].s(), count.s()])
+        job = rig.eventually(lambda: next((j for j in list(worker.held.values()) if j.task == "count"), None))
+        receipt = job.delivery.receipt
+        worker.consumer.settle([Settlement(receipt, RELEASE, 0.0, True)])
+        worker.engine.lost([Lost(receipt, "the test's own")])
+        gate.set()
+        rig.wait_empty(app)
+    assert len(runs) == 1
+    assert rig.dead(app) == []

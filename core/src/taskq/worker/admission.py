@@ -19,7 +19,7 @@ from taskq.envelope import EXPIRES, GROUP, GUARD, NOT_BEFORE, PARKED, PRIORITY, 
 from taskq.errors import DecodeError, StoreError, TaskDead, TaskExpired, UnknownTask
 from taskq.failure import encode_error
 from taskq.message import DEAD, DONE, Delivery, Job, Outbound, Outcome
-from taskq.spi.capabilities import DeliveryCount
+from taskq.spi.capabilities import DeliveryCount, ReadableBy
 from taskq.spi.store import Coordination, Op, OpKind, ResultStore
 from taskq.states import DEAD as STATE_DEAD
 from taskq.states import EXPIRED
@@ -32,6 +32,8 @@ logger = logging.getLogger("taskq.worker")
 _EARLY = 0.5
 """Seconds before its time at which a message counts as due: less than clocks differ."""
 _PARK_DELAY = 1.0
+_FORGIVEN = 3
+"""Times ``max_deliveries`` after which a message is given up that neither broker nor store could count starts of."""
 
 RunKey = tuple[str, int, int]
 
@@ -63,6 +65,8 @@ class Admission:
         self.orphans: dict[RunKey, Job] = {}
         """Jobs that still run here although their lease was lost; a redelivery of one is adopted, not run twice."""
         self.adopted: list[Job] = []
+        self.innocent: dict[RunKey, bool] = {}
+        """Messages whose lease was lost before they started here: that they come back says nothing against them."""
 
     def _tracks(self, task: Any) -> bool:
         return bool(self._app.settings.track_started if task.track_started is None else task.track_started)
@@ -206,7 +210,7 @@ class Admission:
         """
         header: Header = job.header
         epoch = int(header.get(envelope.EPOCH, 0))
-        if self._store is not None:
+        if self._store is not None and self._store.capabilities.readable_by is ReadableBy.ANYONE:
             record = self._store.get([header.id])[0]
             if record is not None and (record.epoch, record.attempt) >= (epoch, header.attempt):
                 same = (record.epoch, record.attempt) == (epoch, header.attempt)
@@ -216,11 +220,14 @@ class Admission:
                     return False
         if header.get(GUARD) and not self.may_run(job):
             return False
+        if self.innocent.pop(run_key(header), False):
+            return True
         if self._coordination is None and not self.exact:
             if job.deliveries <= 1:
                 return True  # this very start is counted in the message already
             starts = int(header.get(STARTS) or 0) + 1
-            if starts < self._max_deliveries:
+            # what was merely held by a worker that died counts here, too, so more is forgiven
+            if starts < self._max_deliveries * _FORGIVEN:
                 self._count_in_message(job, header, starts)
                 return False
         else:

@@ -10,6 +10,7 @@ acknowledged; when the place is free and there is no end, the run has died, and 
 from __future__ import annotations
 
 import logging
+import threading
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -26,12 +27,18 @@ if TYPE_CHECKING:
 logger = logging.getLogger("taskq.worker")
 _SHARE = 0.5
 """Share of the longest hold after which a message is replaced by its guard."""
+_RETRY = 1.0
+"""Seconds after which a run is tried to be carried again, when a server is away."""
 _GUARD_PERIOD = 60.0
 """Longest time in seconds between two looks of a guard: what a crash of a long run costs at most."""
 
 
 class Carrier:
-    """Carries the long runs of one worker; all calls but ``ended`` and ``forget`` come from the keeper's thread."""
+    """Carries the long runs of one worker; ``tick``, ``renew`` and ``finish`` are called by one thread at a time.
+
+    ``lock`` is held while a job leaves ``Worker.held`` and by the step that takes its message from it, so that a run
+    either ends with its receipt or is carried, never both.
+    """
 
     def __init__(self, worker: Worker) -> None:
         self._worker = worker
@@ -42,7 +49,14 @@ class Carrier:
         self._coordination: Coordination | None = store if able and isinstance(store, Coordination) else None
         self._since: dict[int, float] = {}
         self._carried: dict[int, tuple[Job, str]] = {}
-        self._ended: list[str] = []
+        self._ended: list[tuple[Job, str]] = []
+        self._tried: Job | None = None
+        self._over = False
+        self._again = 0.0
+        """When to try again, by ``time.monotonic``, what a server that was away has prevented."""
+        self.lock = threading.RLock()
+        self.carries = self._max_hold is not None and self._coordination is not None
+        """Whether this worker carries runs at all."""
         if self._max_hold is not None:
             self._ttl = 3 * worker.lease
             self._period = max(0.5, min(_GUARD_PERIOD, self._max_hold / 4))
@@ -64,47 +78,47 @@ class Carrier:
         if any(t.time_limit is None for t in tasks):
             logger.warning("a task that runs longer is run twice: %s; %s, or give tasks a time_limit", why, what)
 
-    @property
-    def carries(self) -> bool:
-        """Whether a run is carried now."""
-        return bool(self._carried)
-
     def ended(self, job: Job) -> None:
-        """Take note that a carried run has an outcome, which is about to be settled."""
+        """Take note that a run has an outcome, which is queued to be settled; with the lock held."""
         carried = self._carried.pop(job.key, None)
         if carried is not None:
-            self._ended.append(carried[1])
+            self._ended.append(carried)
+        elif job is self._tried:
+            self._over = True
 
     def forget(self, job: Job) -> bool:
         """Take note that a run will not end here: its guard is free to run. Return whether it was carried."""
         carried = self._carried.pop(job.key, None)
-        if carried is None or self._coordination is None:
+        if carried is None:
             return False
+        self._give_up(*carried)
+        return True
+
+    def _give_up(self, job: Job, message: str) -> None:
+        assert self._coordination is not None
         try:
-            self._coordination.release(_run(carried[1]), self._owner(job))
+            self._coordination.release(_run(message), self._owner(job))
         except StoreError as error:
             logger.debug("the place of a run is given up when its time ends: %s", error)
-        return True
 
     def tick(self, now: float) -> None:
         """Look for runs that have lasted long, and clean up after those that have ended; ``now`` is monotonic."""
-        if self._max_hold is None or self._coordination is None:
+        if not self.carries or self._max_hold is None:
             return
         since = self._since
         held = {key: job for key, job in list(self._worker.held.items()) if job.delivery is not None}
         for key in [key for key in since if key not in held]:
             del since[key]
         for key, job in held.items():
-            if now - since.setdefault(key, now) > self._max_hold * _SHARE:
-                self._carry(self._coordination, job)
-        if self._ended and not self._worker.settler.waiting:
-            self._finish(self._coordination)
+            if now - since.setdefault(key, now) > self._max_hold * _SHARE and now >= self._again:
+                self._carry(job)
+        self.finish()
 
     def renew(self) -> None:
-        """Keep the places of the runs that are carried; called every third of the lease."""
+        """Keep the places of the runs that are carried, until their ends are settled; every third of the lease."""
         if self._coordination is None:
             return
-        for job, message in list(self._carried.values()):
+        for job, message in [*self._carried.values(), *self._ended]:
             try:
                 self._coordination.renew(_run(message), self._owner(job), ttl=self._ttl)
             except StoreError as error:
@@ -113,24 +127,38 @@ class Carrier:
     def _owner(self, job: Job) -> str:
         return f"{self._worker.name}:{job.key}"
 
-    def _carry(self, coordination: Coordination, job: Job) -> None:
+    def _carry(self, job: Job) -> None:
         header: Header = job.header
-        message = envelope.message_id(header)
+        message, coordination = envelope.message_id(header), self._coordination
+        assert coordination is not None
+        self._tried, self._over = job, False
         try:
             if not coordination.acquire(_run(message), self._owner(job), ttl=self._ttl):
                 return
-            guard = self.guard(job)
-            failures = self._worker.transport.send([guard])
+            failures = self._worker.transport.send([self.guard(job)])
             if failures:
                 raise TransportError(failures[0].reason)
-            receipt, job.delivery = job.delivery.receipt, None
-            self._carried[job.key] = job, message
+            with self.lock:
+                delivery = job.delivery
+                held = self._worker.held.get(job.key) is job and delivery is not None
+                if held:
+                    job.delivery = None
+                    self._carried[job.key] = job, message
+                elif self._over:
+                    self._ended.append((job, message))
+            if not held:  # it ended meanwhile, by its receipt
+                if not self._over:
+                    self._give_up(job, message)
+                return
+            self._since.pop(job.key, None)
             with self._worker.settler.lock:
-                self._worker.consumer.settle([Settlement(receipt, ACK)])
+                self._worker.consumer.settle([Settlement(delivery.receipt, ACK)])
         except (StoreError, TransportError) as error:
+            self._again = time.monotonic() + _RETRY
             logger.warning("task %s [%s] runs long and cannot be carried yet: %s", job.task, header.id, error)
             return
-        self._since.pop(job.key, None)
+        finally:
+            self._tried = None
         logger.info("task %s [%s] runs long: a guard takes its message's place", job.task, header.id)
 
     def guard(self, job: Job) -> Outbound:
@@ -142,14 +170,18 @@ class Carrier:
         name = f"{envelope.message_id(header)}.guard{number}.{int(time.time() * 1000):x}"
         return Outbound(name, job.queue, payload, int(header.get(PRIORITY, 5)), self._period, header.get(GROUP))
 
-    def _finish(self, coordination: Coordination) -> None:
-        """Tell guards of runs that have ended; the guards are gone after two of their periods."""
-        ended, self._ended = self._ended, []
+    def finish(self) -> None:
+        """Tell guards of runs that have ended, once that is settled; the guards are gone after two of their periods."""
+        with self.lock:
+            if not self._ended or self._coordination is None or self._worker.settler.waiting:
+                return
+            ended, self._ended = self._ended, []
         ttl = 4 * self._period + self._ttl
         try:
-            coordination.apply([Op(kind=OpKind.PUT, key=_done(m), value=b"1", ttl=ttl) for m in ended])
+            self._coordination.apply([Op(kind=OpKind.PUT, key=_done(m), value=b"1", ttl=ttl) for _, m in ended])
         except StoreError as error:
-            self._ended += ended
+            with self.lock:
+                self._ended += ended
             logger.warning("guards of long runs cannot be told yet that they have ended: %s", error)
 
     def may_run(self, job: Job) -> bool:

@@ -45,6 +45,8 @@ _CROWDED, _CROWDED_PAUSE = 1.0, 0.1
 """Seconds until a message is seen again that a full pool could not take, and until more are fetched here."""
 _LOOK = 16
 """Messages to look through for one of several pools that has free slots, while the others are full."""
+_INNOCENT = 10_000
+"""Most messages that are remembered as lost before their start."""
 _ORPHANS = 1000
 """Most runs whose lease was lost that are remembered, should their message come back."""
 
@@ -136,11 +138,23 @@ class Engine:
 
     def give_back(self, jobs: Sequence[Job], *, counted: bool = False) -> None:
         """Hand jobs back that did not start, in order."""
-        kept = [job for job in jobs if self.held.pop(job.key, None) is not None]
+        carrier = self.worker.carrier
+        with carrier.lock:
+            kept = [job for job in jobs if self.held.pop(job.key, None) is not None]
+            self.settler.release(kept, counted=counted)
         for job in kept:
             if job.delivery is None:
-                self.worker.carrier.forget(job)
-        self.settler.release(kept, counted=counted)
+                carrier.forget(job)
+
+    def abort(self, keys: Sequence[int], error: TaskQError) -> None:
+        """End jobs that the pool has ended: their tasks fail, are retried or count as revoked, by their own rules."""
+        worker = self.worker
+        for key in keys:
+            with worker.carrier.lock:
+                job = self.held.pop(key, None)
+                if job is not None:
+                    self.settler.end(job, worker.runtime.abort(job, error))
+                    worker.carrier.ended(job)
 
     def lost(self, losses: Sequence[Lost]) -> None:
         """Forget jobs whose lease is gone; those that run may still be adopted when their message comes back."""
@@ -149,7 +163,15 @@ class Engine:
         for job in gone:
             if self.held.pop(job.key, None) is None:
                 continue
-            if not self.drop_unstarted(job) and job.header is not None:
+            unstarted = self.drop_unstarted(job)
+            if job.header is None:
+                continue
+            if unstarted:
+                innocent = self.admission.innocent
+                innocent[run_key(job.header)] = True
+                if len(innocent) > _INNOCENT:
+                    innocent.pop(next(iter(innocent)))
+            else:
                 orphans = self.admission.orphans
                 orphans[run_key(job.header)] = job
                 if len(orphans) > _ORPHANS:
@@ -169,21 +191,35 @@ class Engine:
 
     def collect(self, batch: Sequence[Finished]) -> None:
         """Queue the ends of finished jobs; a job that is no longer held keeps its outcome for an adoption."""
+        carrier = self.worker.carrier
+        if carrier.carries:
+            with carrier.lock:
+                self._collect_each(batch)
+            return
         pop = self.held.pop
         found = [pop(finished.key, None) for finished in batch]
-        if all(found) and not self.worker.carrier.carries:  # as nearly always
+        if all(found):  # as nearly always
             known = cast("list[Job]", found)
             self.take.saw([job.task for job in known], batch)
             self.settler.finish(known, batch)
             return
+        self._end_found(found, batch)
+
+    def _collect_each(self, batch: Sequence[Finished]) -> None:
+        """As ``collect``, where a run may be carried: it may have ended with its receipt, or without."""
+        found = [self.held.pop(finished.key, None) for finished in batch]
+        self._end_found(found, batch)
+        for job, finished in zip(found, batch, strict=True):
+            if job is not None:
+                self._end_carried(job, finished)
+
+    def _end_found(self, found: Sequence[Job | None], batch: Sequence[Finished]) -> None:
         jobs: list[Job] = []
         mine: list[Finished] = []
         for job, finished in zip(found, batch, strict=True):
             if job is None:
                 self._keep_orphan(finished)
                 continue
-            if job.delivery is None:
-                self._end_carried(job, finished)
             jobs.append(job)
             mine.append(finished)
         if mine:
@@ -427,21 +463,24 @@ class PoolEngine(Engine):
         logger.error("%s; %d task(s) were running, %d waited there", reason, len(running), len(unstarted))
         self.returned(unstarted)
         for key in running:
-            job = self.held.pop(key, None)
-            if job is None:
-                continue
-            # where the broker's count cannot tell, the verdict comes when the message is to start again
-            again = not self.admission.exact or job.deliveries < self.worker.app.settings.max_deliveries
-            if job.delivery is None and again and self.worker.carrier.forget(job):
-                continue  # its guard runs it
-            if job.delivery is not None and again:
-                self.settler.release([job], counted=True)
-            else:
-                text = f"its process died: {reason} (delivery {job.deliveries})"
-                self.worker.carrier.ended(job)
-                record = self.admission.error_record(job.header, TaskDead(text))
-                self.settler.end(job, Outcome(DEAD, STATE_DEAD, record, (), text))
+            with self.worker.carrier.lock:
+                job = self.held.pop(key, None)
+                if job is not None:
+                    self._end_crashed(job, reason)
         self._done.put(())
+
+    def _end_crashed(self, job: Job, reason: str) -> None:
+        # where the broker's count cannot tell, the verdict comes when the message is to start again
+        again = not self.admission.exact or job.deliveries < self.worker.app.settings.max_deliveries
+        if job.delivery is None and again and self.worker.carrier.forget(job):
+            return  # its guard runs it
+        if job.delivery is not None and again:
+            self.settler.release([job], counted=True)
+            return
+        text = f"its process died: {reason} (delivery {job.deliveries})"
+        record = self.admission.error_record(job.header, TaskDead(text))
+        self.settler.end(job, Outcome(DEAD, STATE_DEAD, record, (), text))
+        self.worker.carrier.ended(job)
 
     def overflow(self, jobs: Sequence[Job]) -> None:
         """Hand jobs back, with a pause, that one of several pools cannot take soon."""
@@ -451,10 +490,8 @@ class PoolEngine(Engine):
         self._done.put(())
 
     def aborted(self, keys: Sequence[int], error: TaskQError) -> None:
-        """The pool ended jobs: their tasks fail, are retried or count as revoked, by their own rules."""
-        for job in [job for key in keys if (job := self.held.pop(key, None)) is not None]:
-            self.worker.carrier.ended(job)
-            self.settler.end(job, self.worker.runtime.abort(job, error))
+        """End jobs that the pool has ended."""
+        self.abort(keys, error)
         self._done.put(())
 
     def request(self, data: bytes, reply: Callable[[bytes], None]) -> None:

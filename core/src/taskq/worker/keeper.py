@@ -47,6 +47,8 @@ class Keeper:
         self._threads = [threading.Thread(target=self._run, name="taskq-keeper", daemon=True)]
         if worker.settings.maintenance:
             self._threads.append(threading.Thread(target=self._maintain, name="taskq-maintenance", daemon=True))
+        if worker.carrier.carries:  # asks servers, which leases must not wait for
+            self._threads.append(threading.Thread(target=self._carry, name="taskq-carrier", daemon=True))
         # asks the broker for counts, which leases must not wait for
         self._threads.append(threading.Thread(target=self._look, name="taskq-watch", daemon=True))
 
@@ -70,11 +72,21 @@ class Keeper:
                 if now >= next_beat:
                     next_beat = now + self._interval
                     self._renew(now)
-                    self._worker.carrier.renew()
-                self._worker.carrier.tick(now)
                 self._hand_back_waiting()
             except Exception:
                 logger.exception("the lease keeper met an unexpected error; it goes on")
+
+    def _carry(self) -> None:
+        carrier, next_beat = self._worker.carrier, 0.0
+        while not self._stop.wait(min(_TICK, self._interval)):
+            now = time.monotonic()
+            try:
+                if now >= next_beat:
+                    next_beat = now + self._interval
+                    carrier.renew()
+                carrier.tick(now)
+            except Exception:
+                logger.exception("carrying a long run met an unexpected error; it goes on")
 
     def _look(self) -> None:
         worker = self._worker

@@ -285,6 +285,7 @@ class Worker:
             logger.error("not everything could be settled; the broker gives it out again")
             self._quietly(self.settler.abandon)
         keeper.stop()
+        self._quietly(self.carrier.finish)
         self._quietly(lambda: self.consumer.flush(_FLUSH_TIME))
         self._quietly(self.link.close)
         self._quietly(self.runtime.stop)
@@ -448,9 +449,7 @@ class _NoSink:
 
     def aborted(self, keys: Sequence[int], error: TaskQError) -> None:
         """End jobs that the pool has ended."""
-        worker = self._worker
-        for job in [job for key in keys if (job := worker.held.pop(key, None)) is not None]:
-            worker.settler.end(job, worker.runtime.abort(job, error))
+        self._worker.engine.abort(keys, error)
 
     def request(self, data: bytes, reply: Callable[[bytes], None]) -> None:
         """Nobody asks: there is no child process."""
