@@ -59,8 +59,9 @@ def test_topics_reach_the_queues_that_the_page_says(rabbitmq_url: str, tmp_path:
     (text,) = [b.text for b in blocks(page) if b.language == "toml" and "exchange" in b.text]
     (tmp_path / "pyproject.toml").write_text(text.replace("amqp://guest@localhost//", rabbitmq_url))
     (call,) = re.findall(r"`(send_task\(.*?\))`", page.read_text("utf-8"))
+    (declaration,) = re.findall(r"`(app\.transport\.declare\(.*?\))`", page.read_text("utf-8"))
     with TaskQ("shop", config=tmp_path / "pyproject.toml", result_store="none") as app:
-        app.connect()
+        eval(declaration, {"app": app})
         eval(f"app.{call}", {"app": app})
         with pytest.raises(SendFailed):  # no queue is bound for it
             app.send_task("shop.order", [7], queue="europe", routing_key="nobody.cares")
