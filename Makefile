@@ -13,7 +13,8 @@ STAMP := .venv/.up-to-date
 PROJECTS := $(wildcard pyproject.toml core/pyproject.toml plugins/*/pyproject.toml contrib/*/pyproject.toml)
 PACKAGES := $(dir $(wildcard core/src/*/__init__.py plugins/*/src/*/__init__.py contrib/*/src/*/__init__.py))
 PYTEST := $(BIN)/python -m pytest
-PARALLEL := -n auto --dist worksteal
+# Most tests wait rather than compute: two processes a core.
+PARALLEL := -n $(shell expr 2 \* $$(getconf _NPROCESSORS_ONLN 2>/dev/null || echo 1)) --dist worksteal
 WITH_SERVERS := $(BIN)/python -m tests.support.servers run --
 # Arguments for pytest: make test ARGS='-k redis -x'
 ARGS ?=
