@@ -137,9 +137,7 @@ def test_short_runs_know_nothing_of_it(rig: Any, pool: str, gate: threading.Even
         assert worker.carrier._carried == {}
 
 
-def test_a_run_that_ends_in_the_grace_is_not_run_again_by_its_guard(
-    rig: Any, pool: str, gate: threading.Event
-) -> None:
+def test_a_run_that_ends_in_the_grace_is_not_run_again_by_its_guard(rig: Any, pool: str, gate: threading.Event) -> None:
     app, runs = rig.app("memory", lease=0.3), []
     long = waiting(app, gate, runs, ignore_result=True)
     with rig.work(app, pool) as worker:
@@ -185,9 +183,9 @@ def test_a_carried_run_that_its_pool_aborts_is_over(rig: Any, pool: str, gate: t
         sink = worker.pool._sink
         sink.aborted(list(worker.held), SoftTimeLimitExceeded("too late"))
         assert worker.carrier._carried == {}
+        gate.set()
         with pytest.raises(SoftTimeLimitExceeded):
             result.get(timeout=10)
-        gate.set()
         rig.wait_empty(app)
     assert runs == [1]
 
