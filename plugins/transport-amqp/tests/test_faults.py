@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import shutil
 import signal
 import time
 from collections.abc import Callable, Iterator
 
 import pytest
 
-from taskq.errors import ConnectionFailed, StorageFull, TransportError
+from taskq.errors import AuthenticationFailed, ConnectionFailed, StorageFull, TransportError
 from taskq.message import Delivery, Lost, Outbound, Settlement, Subscription
 from taskq.spi import Consumer, TransportConfig
 from taskq.spi.url import parse_urls
@@ -220,3 +221,51 @@ def test_heartbeats_go_on_while_nobody_calls(broker: ShortTempered) -> None:
     assert not worker.settle([Settlement(held[0].receipt)])
     assert not worker.flush(2.0)
     client.close()
+
+
+class Encrypted(OwnRabbit):
+    """Listens on its port with TLS alone; its certificate is its own authority."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.certificate = self.folder / "cert.pem"
+        self.key = self.folder / "key.pem"
+        lines = {
+            "listeners.tcp": "none",
+            "listeners.ssl.1": f"127.0.0.1:{self.port}",
+            "ssl_options.certfile": self.certificate,
+            "ssl_options.keyfile": self.key,
+            "ssl_options.verify": "verify_none",
+        }
+        self.settings = "".join(f"{name} = {value}\n" for name, value in lines.items())  # type: ignore[misc]
+
+    def prepare(self) -> None:
+        super().prepare()
+        subject = ("-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost,IP:127.0.0.1")
+        files = ("-keyout", self.key, "-out", self.certificate)
+        self.tool("openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", *files, "-days", "2", *subject)
+
+    def environment(self) -> list[str]:
+        return [entry for entry in super().environment() if "NODE_PORT" not in entry and "NODE_IP" not in entry]
+
+
+@pytest.mark.timeout(90)
+def test_tls(server_url: Callable[[str], str]) -> None:
+    server_url("rabbitmq")  # skips, or fails, where there is none
+    if shutil.which("openssl") is None:
+        pytest.skip("no openssl to make a certificate with")
+    with Encrypted() as broker:
+        url = url_of(broker).replace("amqp://", "amqps://")
+        client = transport(url, tls_ca_file=str(broker.certificate))
+        taker = consumer(client, "secret")
+        batch = [Outbound(f"{i}", "secret", b"x" * 50_000) for i in range(20)]
+        assert not client.send(batch)
+        found, _ = gather(taker, 20)
+        assert not taker.settle([Settlement(d.receipt) for d in found])
+        assert not taker.flush(5.0)
+        client.close()
+        with pytest.raises(AuthenticationFailed, match=r"not trusted.*tls_ca_file"):
+            transport(url)
+        transport(url, tls_verify=False).close()
+        with pytest.raises(ConnectionFailed):
+            transport(url_of(broker))
