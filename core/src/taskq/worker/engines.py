@@ -13,6 +13,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, cast
 
 from taskq.errors import StoreError, TaskDead, TaskInterrupted, TaskQError, TransportError
@@ -136,15 +137,15 @@ class Engine:
             self._readopt()
         return jobs
 
-    def give_back(self, jobs: Sequence[Job], *, counted: bool = False) -> None:
-        """Hand jobs back that did not start, in order."""
+    def give_back(self, jobs: Sequence[Job], *, counted: bool = False, started: bool = False) -> None:
+        """Hand jobs back, in order; ``started``: they may have started, so at-most-once ones are gone."""
         carrier = self.worker.carrier
         with carrier.lock:
             kept = [job for job in jobs if self.held.pop(job.key, None) is not None]
             self.settler.release(kept, counted=counted)
         for job in kept:
-            if job.delivery is None:
-                carrier.forget(job)
+            if job.delivery is None and not carrier.forget(job) and not started:
+                self.settler.send_back(job)  # it was acknowledged for a start that did not come
 
     def abort(self, keys: Sequence[int], error: TaskQError) -> None:
         """End jobs that the pool has ended: their tasks fail, are retried or count as revoked, by their own rules."""
@@ -551,17 +552,41 @@ class PoolEngine(Engine):
                         local.popleft()
                     break
                 local.clear()
-        while self.careful and self.pool.free() > 0 and not local:
+        while self.careful and not local:
             if not self._start_careful(self.careful):
-                return
-        if self.suspects and (self._suspect is None or self._suspect not in self.held) and self.pool.free() > 0:
+                break
+        if self.suspects and (self._suspect is None or self._suspect not in self.held):
             self._start_careful(self.suspects)
+        if self._several is not None:
+            self._shed(self.careful)
+            self._shed(self.suspects)
+
+    def _shed(self, source: deque[Job]) -> None:
+        """Hand back what waits for one of several pools beyond what may: other pools' messages are behind it."""
+        too_many: list[Job] = []
+        with suppress(IndexError):  # the keeper may hand them back meanwhile
+            while len(source) > _LOOK + self.worker.slots:
+                too_many.append(source.pop())
+        if too_many:
+            self.overflow(too_many[::-1])
+
+    def _next(self, source: deque[Job]) -> Job | None:
+        """Take the first job for which a slot is free now; it is never started ahead of that."""
+        if self.pool.free() <= 0:
+            return None
+        try:
+            if self._several is None:
+                return source.popleft()
+            job = next(job for job in list(source) if self._several.free_for(job))
+            source.remove(job)
+        except (IndexError, StopIteration, ValueError):
+            return None  # none, or the keeper handed it back meanwhile
+        return job
 
     def _start_careful(self, source: deque[Job]) -> bool:
-        try:
-            job = source.popleft()
-        except IndexError:
-            return False  # the keeper handed them back meanwhile
+        job = self._next(source)
+        if job is None:
+            return False
         try:
             go = self.before_start(job)
         except (StoreError, TransportError) as error:

@@ -107,7 +107,9 @@ class Keeper:
             receipts = [job.delivery.receipt for job in list(worker.held.values()) if job.delivery is not None]
             receipts += worker.settler.receipts()
         try:
+            worker.settler.urgent = True
             with worker.settler.lock:
+                worker.settler.urgent = False
                 lost = worker.consumer.extend(receipts)
         except TransportError as error:
             self._renewal_failed(now, error)

@@ -60,9 +60,11 @@ class PoolSet:
         self._route = route
         self._overflow = overflow
         self._moving = threading.Lock()
+        self._sink: PoolSink | None = None
 
     def start(self, runtime: Runtime, sink: PoolSink) -> None:
         """Start all pools; if one cannot, stop the others."""
+        self._sink = sink
         started: list[_Lane] = []
         try:
             for lane in self._lanes:
@@ -76,6 +78,11 @@ class PoolSet:
     def free(self) -> int:
         """Return the free slots of all pools, those left out whose lane is full."""
         return sum(max(0, lane.pool.free() - len(lane.waiting)) for lane in self._lanes)
+
+    def free_for(self, job: Job) -> bool:
+        """Whether the pool of this job could start it at once."""
+        lane = self._lanes[self._route(job)]
+        return lane.pool.free() > len(lane.waiting)
 
     def submit(self, jobs: Sequence[Job]) -> int:
         """Take all jobs into their lanes, and hand back what a lane cannot hold."""
@@ -141,6 +148,8 @@ class PoolSet:
                 for job in out:
                     lane.waiting.remove(job)
                 done += [job.key for job in out]
+        if done and self._sink is not None:
+            self._sink.returned(list(done))
         for lane in self._lanes:
             done += lane.pool.cancel(keys, hard=hard)
         return done

@@ -97,6 +97,8 @@ class Settler:
         self.blocked = False
         """Whether a server is down, so that finished work waits here."""
         self.fatal: Exception | None = None
+        self.urgent = False
+        """Set while the lease keeper waits for ``lock``, which a flood of ends must leave to it."""
         self._log_successes = logger.isEnabledFor(logging.DEBUG)
         self.ended = 0
         self.failed = 0
@@ -184,12 +186,16 @@ class Settler:
         caps = self._transport.capabilities
         if caps.release_delay or caps.delay is Support.NO:
             self.release(jobs, delay=delay if caps.release_delay else 0.0)
-            return
+            jobs = [job for job in jobs if job.delivery is None]
         for job in jobs:
-            header: Header = job.header
-            name = f"{envelope.message_id(header)}.later{time.time_ns():x}"
-            priority, group = int(header.get(envelope.PRIORITY, 5)), header.get(envelope.GROUP)
-            self.forward(job, (Outbound(name, job.queue, job.payload, priority, delay, group),))
+            self.send_back(job, 0.0 if caps.delay is Support.NO else delay)
+
+    def send_back(self, job: Job, delay: float = 0.0) -> None:
+        """Queue: send a message anew, then acknowledge it, if it was not for a start that did not come."""
+        header: Header = job.header
+        name = f"{envelope.message_id(header)}.back{time.time_ns():x}"
+        priority, group = int(header.get(envelope.PRIORITY, 5)), header.get(envelope.GROUP)
+        self.forward(job, (Outbound(name, job.queue, job.payload, priority, delay, group),))
 
     def _commit(self, job: Job, outcome: Outcome) -> Commit:
         """Turn an outcome into what must happen: record, follow-ups, settlement."""
@@ -328,12 +334,19 @@ class Settler:
         if fused is not None and held:
             return self._commit_fused(fused, batch.acks, held)
         settlements = [*batch.acks, *(c.settlement for c in held)]
+        self._give_way()
         with self.lock:
             return self._consumer.settle(settlements) if settlements else ()
+
+    def _give_way(self) -> None:
+        """Let the lease keeper in; not every kind of lock is fair to who waits."""
+        if self.urgent:
+            time.sleep(0.001)
 
     def _commit_fused(
         self, committer: Committer, acks: Sequence[Settlement], commits: Sequence[Commit]
     ) -> Sequence[Lost]:
+        self._give_way()
         with self.lock:
             try:
                 return committer.commit([*map(Commit, acks), *commits])

@@ -111,7 +111,7 @@ class Signals:
         )
         deadline = time.monotonic() + 2.0
         try:
-            worker.engine.give_back(list(worker.held.values()))
+            worker.engine.give_back(list(worker.held.values()), started=True)
             while worker.settler.pump() and time.monotonic() < deadline:
                 time.sleep(0.1)
         finally:

@@ -279,7 +279,7 @@ class Worker:
             self.exit_code = EXIT_UNFINISHED
             number = len(rest) + self.settler.released
             logger.warning("%d task(s) did not end in time; their messages go back to the queue", number)
-            self.engine.give_back(rest)
+            self.engine.give_back(rest, started=True)
         if not pump_until(self.settler, time.monotonic() + _FLUSH_TIME):
             self.exit_code = EXIT_UNFINISHED
             logger.error("not everything could be settled; the broker gives it out again")
@@ -444,7 +444,7 @@ class _NoSink:
         """Hand jobs back; running ones count as started."""
         logger.error("%s", reason)
         held = self._worker.held
-        self._worker.engine.give_back([held[k] for k in running if k in held], counted=True)
+        self._worker.engine.give_back([held[k] for k in running if k in held], counted=True, started=True)
         self._worker.engine.give_back([held[k] for k in unstarted if k in held])
 
     def aborted(self, keys: Sequence[int], error: TaskQError) -> None:
