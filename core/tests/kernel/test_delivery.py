@@ -221,3 +221,21 @@ def test_a_leg_leaves_the_message_as_it_was(rig: Any, app: TaskQ, monkeypatch: p
     (peeked,) = app.transport.peek("default")  # type: ignore[attr-defined]
     assert (peeked.payload, peeked.priority) == (payload, 7)
     assert 400 < peeked.delay <= 500
+
+
+def test_at_most_once_that_was_acknowledged_and_did_not_start_is_not_lost(
+    rig: Any, backend: str, runs: list[Any]
+) -> None:
+    """A pool may still hand a job back that it took for a free slot."""
+    app = rig.app(backend)
+    app.task(name="once", delivery="at_most_once")(lambda: runs.append(1))
+    with rig.work(app, "threads") as worker:
+        taken: list[int] = []
+        worker.pool.submit = lambda jobs: (taken.extend(job.key for job in jobs), len(jobs))[1]
+        worker.pool.take_back = lambda limit: [taken.pop() for _ in list(taken)]
+        app.tasks["once"].delay()
+        rig.eventually(lambda: taken)
+        assert rig.counts(app) == (0, 0, 0)
+    assert rig.counts(app) == (1, 0, 0)
+    rig.drain(app)
+    assert runs == [1]

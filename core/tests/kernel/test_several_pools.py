@@ -117,3 +117,37 @@ def test_what_cannot_be_is_refused(rig: Any, mixed: TaskQ, pool: str, error: typ
 def test_autoscaling_several_pools_is_refused(rig: Any, mixed: TaskQ) -> None:
     with pytest.raises(NotSupported, match="needs one pool"):
         mixed.worker(pool=BOTH, autoscale=(1, 4))._prepare()
+
+
+def test_at_most_once_is_not_acknowledged_ahead_of_its_own_pools_slots(rig: Any, backend: str) -> None:
+    """That another pool has free slots is no reason; else a worker's end would lose what it never started."""
+    app, gate, ran = rig.app(backend), threading.Event(), []
+
+    @app.task(name="stuck", pool="threads")
+    def stuck() -> None:
+        gate.wait(20)
+
+    @app.task(name="once", pool="threads", delivery="at_most_once")
+    def once(i: int) -> int:
+        ran.append(i)
+        return i
+
+    @app.task(name="quick")
+    async def quick(i: int) -> int:
+        return i
+
+    for _ in range(2):
+        stuck.delay()
+    with rig.work(app, BOTH) as worker:
+        rig.eventually(lambda: len(worker.running()) == 2)
+        results = app.send_many([once.s(i) for i in range(60)])
+        others = app.send_many([quick.s(i) for i in range(5)])
+        assert [r.get(timeout=15) for r in others] == list(range(5))
+        assert not ran
+        worker.stop()
+        rig.eventually(lambda: sum(rig.counts(app)) == 62)
+        gate.set()
+    assert not ran
+    with rig.work(app, BOTH):
+        assert sorted(r.get(timeout=15) for r in results) == list(range(60))
+    assert sorted(ran) == list(range(60))
