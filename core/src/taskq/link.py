@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from taskq import errors
-from taskq.errors import NotSupported, StoreError, TaskQError, TransportError
+from taskq.errors import NotSupported, StoreError, TaskQError, TransportClosed, TransportError
 from taskq.message import Outbound, QueueFacts, QueueSpec, Record, SendFailure
 from taskq.spi.capabilities import Capabilities, StoreCapabilities
 from taskq.spi.store import Op, OpResult
@@ -206,25 +206,35 @@ class LinkServer:
         self._lock = threading.Lock()
         self._thread: threading.Thread | None = None
         self._executor: ThreadPoolExecutor | None = None
+        self._closed = False
 
     def request(self, data: bytes, reply: Reply) -> None:
-        """Take one request; ``reply`` is called when it is answered."""
-        operation, argument = msgspec.msgpack.decode(data, type=tuple[str, bytes])
-        if self._thread is None:
-            with self._lock:
+        """Take one request; ``reply`` is called when it is answered, with an error where it cannot be."""
+        try:
+            operation, argument = msgspec.msgpack.decode(data, type=tuple[str, bytes])
+        except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+            _reply_error(reply, error)
+            return
+        with self._lock:
+            closed = self._closed
+            if not closed:
                 if self._thread is None:
                     self._thread = threading.Thread(target=self._run, name="taskq-link", daemon=True)
                     self._thread.start()
-        self._requests.put((operation, argument, reply))
+                self._requests.put((operation, argument, reply))
+        if closed:
+            _reply_closed(reply)
 
     def close(self) -> None:
-        """Answer what came before, and stop the threads."""
+        """Answer what came before, refuse what comes later, and stop the threads."""
+        with self._lock:
+            self._closed = True
         thread = self._thread
         if thread is not None:
             self._requests.put(None)
             thread.join(timeout=5)
         if self._executor is not None:
-            self._executor.shutdown(wait=False, cancel_futures=True)
+            self._executor.shutdown(wait=False)  # no wait is longer than its slice, and all are answered
 
     def _run(self) -> None:
         while True:
@@ -253,7 +263,10 @@ class LinkServer:
             from concurrent.futures import ThreadPoolExecutor
 
             self._executor = ThreadPoolExecutor(max(_THREADS, 2 * (os.cpu_count() or 1)), "taskq-link-wait")
-        self._executor.submit(self._answer, operation, argument, reply)
+        try:
+            self._executor.submit(self._answer, operation, argument, reply)
+        except RuntimeError:  # closed, while the broker held this thread up
+            _reply_closed(reply)
 
     def _send(self, sends: Sequence[tuple[bytes, Reply]]) -> None:
         """Send what several children send in one batch; where that fails as a whole, each by itself."""
@@ -281,15 +294,15 @@ class LinkServer:
                 if (f := failures.get(start + i)) is not None
             ]
             start += len(call)
-            _reply_ok(reply, own)
+            _reply(reply, _encode((_OK, _encode(own))))
 
     def _answer(self, operation: str, argument: bytes, reply: Reply) -> None:
         try:
-            result = self._carry_out(operation, argument)
+            answer = _encode((_OK, _encode(self._carry_out(operation, argument))))
         except Exception as error:
             _reply_error(reply, error)
         else:
-            _reply_ok(reply, result)
+            _reply(reply, answer)
 
     def _carry_out(self, operation: str, argument: bytes) -> Any:
         app = self._app
@@ -336,8 +349,8 @@ class LinkServer:
         return []
 
 
-def _reply_ok(reply: Reply, result: Any) -> None:
-    _reply(reply, _encode((_OK, _encode(result))))
+def _reply_closed(reply: Reply) -> None:
+    _reply_error(reply, TransportClosed("the worker is stopping; its connections are closed"))
 
 
 def _reply_error(reply: Reply, error: Exception) -> None:

@@ -38,7 +38,7 @@ class AppReference(Struct, frozen=True):
         others = (n for n in list(sys.modules) if n not in modules and n.partition(".")[0] != "taskq")
         names = [*modules, "__main__", *others]
         for name in names:
-            for attribute, value in list(vars(sys.modules.get(name, object)).items()):
+            for attribute, value in list(getattr(sys.modules.get(name), "__dict__", {}).items()):
                 if value is app:
                     config_file = app.load_options.get("config_file")
                     return cls(

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import pickle
+import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 
+import msgspec
 import pytest
 
 from taskq import TaskQ, link
-from taskq.errors import NotSupported, SendFailed, WorkerError
+from taskq.errors import NotSupported, SendFailed, TransportError, WorkerError
 from taskq.message import Outbound, SendFailure
 from taskq.reference import AppReference
 from taskq.runtime import TaskRuntime
@@ -121,3 +124,39 @@ def test_a_child_that_lacks_a_task_says_which() -> None:
     reference = AppReference(__name__, "app", {}, None, False, ("tests.other.task",))
     with pytest.raises(WorkerError, match=r"tests\.other\.task"):
         reference.find()
+
+
+def test_what_cannot_be_read_is_answered_and_hurts_nobody_else(call: Callable[[bytes], bytes], child: TaskQ) -> None:
+    assert b"DecodeError" in call(b"\xc1")
+    assert child.tasks["add"].delay(1, 1).id
+
+
+def test_an_answer_that_cannot_be_encoded_is_an_error_and_the_next_is_answered(
+    parent: TaskQ, child: TaskQ, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(parent.store, "get", lambda ids: [object()])
+        with pytest.raises(TransportError):
+            child.store.get(["1"])
+    assert child.store.get(["1"]) == [None]
+
+
+def test_a_closed_link_refuses_instead_of_leaving_a_child_waiting(parent: TaskQ) -> None:
+    server = link.LinkServer(parent)
+    answers: list[bytes] = []
+    server.request(msgspec.msgpack.encode(("wait", msgspec.msgpack.encode((["1"], 0.2)))), answers.append)
+    server.close()
+    server.request(msgspec.msgpack.encode(("hello", b"\xc0")), answers.append)
+    assert b"the worker is stopping" in answers[-1]
+    deadline = time.monotonic() + 5
+    while len(answers) < 2:
+        assert time.monotonic() < deadline, "a wait was left without an answer"
+        time.sleep(0.01)
+
+
+def test_odd_entries_among_the_modules_do_not_hide_an_application(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "blocked_by_somebody", None)
+    monkeypatch.setitem(sys.modules, "no_module_at_all", 42)
+    assert AppReference.to(app).attribute == "app"
+    with TaskQ("nowhere", broker="memory://nowhere", isolated=True) as hidden, pytest.raises(WorkerError):
+        AppReference.to(hidden)
