@@ -136,7 +136,14 @@ def test_a_worker_that_stays_still_ends(
     with rig.work(app, pool, exit_code=1, stall_timeout=1.0) as worker:
         fault.deafen()
         app.tasks["noop"].delay()
+        worker.has_process = True
+        monkeypatch.setattr("taskq.worker.watch.os._exit", lambda code: None)
         worker.join(20)
+        timers = [t for t in threading.enumerate() if isinstance(t, threading.Timer)]
+        assert all(t.daemon for t in timers), "the last resort would keep a process that has ended"
+        assert any(t.interval > worker.settings.grace for t in timers), "it would cut the grace short"
+        for timer in timers:
+            timer.cancel()
     assert worker.exit_code == 1
     assert "subscribing again did not help" in caplog.text
     assert rig.counts(app) == (1, 0, 0)

@@ -31,6 +31,7 @@ _PERIOD = 1.0
 _SILENCE = 60.0
 """Seconds without a turn of the intake, which turns every few seconds at the latest, after which it counts as stuck."""
 _LAST_RESORT = 30.0
+"""Seconds after the grace in which a worker that stands still must have ended by itself."""
 
 
 class RunningTask(Struct, frozen=True):
@@ -119,8 +120,10 @@ class Watch:
             )
         )
         self._since = now + _LAST_RESORT
-        if worker.has_process:  # whatever hangs here must not keep the process
-            threading.Timer(_LAST_RESORT, os._exit, (1,)).start()
+        if worker.has_process:  # whatever hangs here must not keep the process; a good end needs no wait for this
+            last = threading.Timer(worker.settings.grace + _LAST_RESORT, os._exit, (1,))
+            last.daemon = True
+            last.start()
 
     def _backlog(self) -> int:
         """Return how many messages this worker could take now; unordered queues only, others may wait for a group."""
@@ -141,7 +144,7 @@ class Watch:
         worker, now = self._worker, time.monotonic()
         dead: list[str] = []
         unready: list[str] = []
-        if now - self._engine.turned > _SILENCE and not self._engine.full():
+        if now - self._engine.turned > _SILENCE and not self._engine.full() and not worker.stopping:
             dead.append(f"the intake has not turned for {now - self._engine.turned:.0f} s")
         if worker.settler.fatal is not None:
             dead.append(f"it ends: {worker.settler.fatal}")
