@@ -8,9 +8,11 @@ import time
 from typing import Any
 
 import pytest  # noqa: TC002
+from msgspec import structs
 
 from taskq.spi.scheduling import LoadSample
 from taskq.worker.autoscale import CpuMeter
+from taskq_transport_memory.transport import MemoryTransport
 
 
 class Recorder:
@@ -83,3 +85,23 @@ def test_the_cpu_meter_sees_this_process_and_those_below() -> None:
     finally:
         busy.kill()
         busy.wait()
+
+
+def test_what_may_be_held_suffices_for_all_slots_to_come(rig: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A broker that gives out few messages at a time must not keep a grown pool from filling its slots."""
+    few = structs.replace(MemoryTransport.capabilities.fget(None), max_fetch_batch=1)  # type: ignore[attr-defined]
+    monkeypatch.setattr(MemoryTransport, "capabilities", property(lambda self: few))
+    app, gate = rig.app(), threading.Event()
+    app.task(name="wait")(lambda: gate.wait(20) and None)
+    results = [app.tasks["wait"].delay() for _ in range(8)]
+    worker = app.worker(pool="threads", autoscale=(1, 8)).start()
+    try:
+        worker.autoscale._autoscaler = Recorder(8)
+        worker.autoscale._next = 0.0
+        rig.eventually(lambda: len(worker.running()) == 8)
+    finally:
+        gate.set()
+        for result in results:
+            result.get(timeout=10)
+        worker.stop()
+        worker.join()

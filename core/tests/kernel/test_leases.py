@@ -9,7 +9,8 @@ import pytest
 
 from taskq import TaskQ, current_request
 from taskq.envelope import Header
-from taskq.message import DONE, Delivery, Job, Lost, Outcome
+from taskq.errors import TimeLimitExceeded
+from taskq.message import DONE, RELEASE, Delivery, Job, Lost, Outcome, Settlement
 from taskq.spi import Finished, HandBack
 
 
@@ -91,6 +92,48 @@ def test_a_message_that_comes_back_to_its_running_task_is_adopted(
         assert result.get(timeout=10) == 0
         rig.wait_empty(app)
     assert runs == [0]
+
+
+def orphan(rig: Any, app: Any, worker: Any) -> int:
+    """Have the one running task lose its lease, without its message coming back yet; return its key."""
+    (job,) = worker.held.values()
+    worker.engine.lost([Lost(job.delivery.receipt, "the test's own")])
+    assert list(worker.admission.orphans.values()) == [job]
+    return int(job.key)
+
+
+def test_a_run_that_died_after_its_lease_is_not_waited_for(rig: Any, runs: list[Any], gate: Gate) -> None:
+    """Its message would else be adopted by a run that is no more, and stay for ever."""
+    app = rig.app()
+    result = gated(app, gate, runs).delay()
+    with rig.work(app, "threads", concurrency=2) as worker:
+        assert gate.began.wait(10)
+        receipt = next(iter(worker.held.values())).delivery.receipt
+        key = orphan(rig, app, worker)
+        worker.engine.crashed([key], [], "its process died")
+        assert not worker.admission.orphans
+        gate.go_on.set()
+        worker.consumer.settle([Settlement(receipt, RELEASE, 0.0, True)])
+        assert result.get(timeout=10) == 0
+        rig.wait_empty(app)
+    assert len(runs) == 2
+
+
+def test_a_run_that_was_ended_after_its_lease_keeps_that_outcome(rig: Any, runs: list[Any], gate: Gate) -> None:
+    app = rig.app()
+    task = gated(app, gate, runs)
+    result = task.delay()
+    with rig.work(app, "threads", concurrency=2) as worker:
+        assert gate.began.wait(10)
+        receipt = next(iter(worker.held.values())).delivery.receipt
+        key = orphan(rig, app, worker)
+        worker.engine.aborted([key], TimeLimitExceeded("too long"))
+        worker.consumer.settle([Settlement(receipt, RELEASE, 0.0, True)])
+        with pytest.raises(TimeLimitExceeded, match="too long"):
+            result.get(timeout=10)
+        gate.go_on.set()
+        rig.wait_empty(app)
+    assert len(runs) == 1
 
 
 def test_what_came_back_is_run_when_it_was_not_ours(rig: Any, pool: str, runs: list[Any]) -> None:
@@ -277,3 +320,24 @@ def test_autoscaling_does_not_hold_up_the_leases(rig: Any, monkeypatch: pytest.M
         rig.eventually(lambda: len(extended) >= seen + 3)
         go_on.set()
         monkeypatch.undo()
+
+
+def test_an_end_that_meets_its_adoption_is_settled(rig: Any, pool: str, app: TaskQ) -> None:
+    """The run ends just as its message comes back: whoever looks second must see it."""
+    app.task(name="noop")(lambda: None)
+    with rig.work(app, pool) as worker:
+        app.tasks["noop"].delay()
+        rig.wait_empty(app)
+        job = Job(9999, b"", "noop", "default", 1, 0, Header("1", "noop", "json", 0, 0.0, None, None), None)
+
+        class Late(dict[int, Any]):
+            def __setitem__(self, key: int, value: Any) -> None:
+                # what the intake does between the finisher's look at what is held and this
+                worker.held[key] = job
+                assert self.pop(key, None) is None
+                super().__setitem__(key, value)
+
+        worker.finished_orphans = Late()
+        worker.engine.collect([Finished(9999, Outcome(DONE, "SUCCESS"), 0.0)])
+        assert worker.held == {}
+        assert worker.finished_orphans == {}

@@ -412,3 +412,28 @@ def test_a_retry_is_fused_beside_what_was_acknowledged_at_its_start(rig: Any, mo
         assert first.get(timeout=10) == 2
     assert [record.id for record in stored] == [second.id]
     assert sent == []
+
+
+def test_an_unexpected_error_beside_the_next_slice_ends_the_worker(
+    rig: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A large batch is settled on a thread of its own; that this one dies must not leave the worker waiting for it."""
+    monkeypatch.setattr("taskq.worker.engines._FLOOD", 2)
+    app = rig.app("split")
+
+    @app.task
+    def work(i: int) -> int:
+        return i
+
+    with rig.work(app, "solo", exit_code=1) as worker:
+        pump = worker.settler.pump
+
+        def breaks() -> float:
+            if threading.current_thread().name == "taskq-settler":
+                raise RuntimeError("out of the blue")
+            return pump()
+
+        monkeypatch.setattr(worker.settler, "pump", breaks)
+        app.send_many([work.s(i) for i in range(1000)])
+        rig.eventually(lambda: not worker._thread.is_alive())
+    assert "out of the blue" in caplog.text

@@ -75,7 +75,8 @@ class Engine:
         self._resubscribe = False
         self.turned = time.monotonic()
         """When the intake last made a turn; every few seconds at the latest, unless a task runs on its thread."""
-        self.consumer.credit(settings.prefetch or cap * 2 + slots, settings.prefetch_bytes)
+        most = slots if settings.autoscale is None else max(slots, *settings.autoscale)
+        self.consumer.credit(settings.prefetch or cap * 2 + most, settings.prefetch_bytes)
 
     def fetch(self, limit: int, wait: float) -> Sequence[Delivery]:
         """Fetch with reconnection: a failure is logged once and tried again with growing pauses."""
@@ -156,6 +157,8 @@ class Engine:
                 if job is not None:
                     self.settler.end(job, worker.runtime.abort(job, error))
                     worker.carrier.ended(job)
+                elif (orphan := self.admission.orphan(key)) is not None:
+                    self._keep_orphan(Finished(key, worker.runtime.abort(orphan, error), 0.0))
 
     def lost(self, losses: Sequence[Lost]) -> None:
         """Forget jobs whose lease is gone; those that run may still be adopted when their message comes back."""
@@ -234,6 +237,9 @@ class Engine:
     def _keep_orphan(self, finished: Finished) -> None:
         kept = self.worker.finished_orphans
         kept[finished.key] = finished
+        if finished.key in self.held and kept.pop(finished.key, None) is not None:
+            self.collect([finished])  # adopted between the look at what is held and this
+            return
         while len(kept) > _ORPHANS:
             kept.pop(next(iter(kept)))
 
@@ -310,8 +316,13 @@ class _Behind:
             self._wake.acquire()
             if self._closing:
                 return
-            self._settler.pump()
-            self._idle.set()
+            try:
+                self._settler.pump()
+            except Exception as error:
+                logger.exception("settling met an unexpected error; the worker ends")
+                self._settler.fatal = error
+            finally:
+                self._idle.set()
 
 
 class InlineEngine(Engine):
@@ -468,6 +479,8 @@ class PoolEngine(Engine):
                 job = self.held.pop(key, None)
                 if job is not None:
                     self._end_crashed(job, reason)
+                else:
+                    self.admission.bury(key)
         self._done.put(())
 
     def _end_crashed(self, job: Job, reason: str) -> None:
