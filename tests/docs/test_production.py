@@ -32,7 +32,8 @@ def test_promises_side_by_side_are_those_that_the_plugins_declare() -> None:
     head, _, *rows = table(DOCS / "guides/brokers.md", "Side by side")
     assert len(head) > 6
     columns = [0, *(next(i for i, h in enumerate(declared[0]) if scheme in h.split()) for scheme in head[1:])]
-    assert rows == [[row[i] for i in columns] for row in declared[2:]]
+    wanted = [[row[i] for i in columns] for row in declared[2:]]
+    assert rows == wanted, "the page's table should be:\n" + "\n".join(f"| {' | '.join(row)} |" for row in wanted)
 
 
 def test_the_unit_is_the_one_that_the_contribution_is_tested_with() -> None:
