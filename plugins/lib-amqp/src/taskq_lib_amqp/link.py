@@ -97,6 +97,8 @@ class Channel:
         self.number = number
         self.closed: ChannelClosed | None = None
         self._answers: deque[tuple[Any, Any, bytes]] = deque()
+        self._overdue = 0
+        """Answers to come that nobody waits for any more."""
         self._turn = threading.Lock()
         link.channels[number] = self
 
@@ -120,6 +122,7 @@ class Channel:
             self._answers.clear()
             self.send(method)
             if not link.wait(lambda: bool(self._answers) or self.closed is not None, timeout):
+                self._overdue += 1
                 raise link.silent(timeout)
             if self.closed is not None:
                 raise self.closed
@@ -153,6 +156,8 @@ class Channel:
             with contextlib.suppress(TaskQError):
                 self.link.write(wire.method_frame(self.number, spec.Channel.CloseOk()))
             self.on_closed(self.closed)
+        elif self._overdue:
+            self._overdue -= 1
         else:
             self._answers.append((method, properties, body))
 

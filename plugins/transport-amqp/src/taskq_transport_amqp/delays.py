@@ -13,11 +13,11 @@ import math
 from collections.abc import Iterator
 from hashlib import blake2b
 
-UNIT_S = 0.032
+UNIT_S = 0.128
 """How long the shortest level takes."""
-LEVELS = 26
-_ROUGH_FROM_S, _ROUGH = 10.0, 16
-"""From ten seconds on a delay is rounded up to half a second: four levels less."""
+LEVELS = 24
+_ROUGH_FROM_S, _ROUGH = 10.0, 4
+"""From ten seconds on a delay is rounded up to half a second: two levels less."""
 ENTRY = "taskq.delay"
 
 

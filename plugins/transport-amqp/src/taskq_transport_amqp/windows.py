@@ -15,6 +15,7 @@ from typing import Any
 
 import pika.spec as spec
 
+from taskq.errors import TransportError
 from taskq_lib_amqp import wire
 from taskq_lib_amqp.link import Channel, Link
 
@@ -146,7 +147,11 @@ class ConsumeChannel(Channel):
 
     def pull(self, source: Source) -> bool:
         """Ask for one message of a queue and buffer it; whether there was one. Raises: ChannelClosed."""
-        method, properties, body = self.ask_for_content(spec.Basic.Get(queue=source.queue))
+        try:
+            method, properties, body = self.ask_for_content(spec.Basic.Get(queue=source.queue))
+        except TransportError as error:
+            # an answer that still comes may be a message, which would be held for nobody
+            raise self.link.failed(str(error)) from error
         if not isinstance(method, spec.Basic.GetOk):
             return False
         returns, priority = wire.facts(properties)
