@@ -191,6 +191,16 @@ class Admission:
         self.adopted.append(running)
         return True
 
+    def orphan(self, key: int) -> Job | None:
+        """Return a job that still runs here although its lease was lost."""
+        return next((job for job in list(self.orphans.values()) if job.key == key), None)
+
+    def bury(self, key: int) -> None:
+        """Forget a run that has died after its lease was lost, so that its message is not taken for still running."""
+        job = self.orphan(key)
+        if job is not None:
+            self.orphans.pop(run_key(job.header), None)
+
     # -------------------------------------------------------------------------------------------------- suspects
 
     @staticmethod

@@ -35,8 +35,10 @@ class PlannedPool(Struct):
         return self.spec.capabilities
 
 
-def plan_pools(app: TaskQ, settings: WorkerSettings) -> list[PlannedPool]:
+def plan_pools(app: TaskQ, settings: WorkerSettings, *, embedded: bool) -> list[PlannedPool]:
     """Return a worker's pools, the one for tasks that fit several first.
+
+    ``embedded``: the worker is a part of a program, which "auto" then does not start again in child processes.
 
     Raises:
         PluginError: a pool is missing or broken.
@@ -47,7 +49,7 @@ def plan_pools(app: TaskQ, settings: WorkerSettings) -> list[PlannedPool]:
         raise WorkerError(
             f"application {app.name!r} has no tasks; import the modules that define them (include, or -A module)"
         )
-    asked = _parse(settings.pool) if settings.pool != "auto" else dict.fromkeys(_automatic(app))
+    asked = _parse(settings.pool) if settings.pool != "auto" else dict.fromkeys(_automatic(app, embedded=embedded))
     specs = {name: app.plugins.select("pool", name) for name in asked}
     _check_company(specs)
     if settings.autoscale is not None and (len(specs) > 1 or not all(s.capabilities.resize for s in specs.values())):
@@ -97,8 +99,11 @@ def _parse(text: str) -> dict[str, int | None]:
     return pools
 
 
-def _automatic(app: TaskQ) -> list[str]:
-    """Return what suits the tasks, of what is installed: processes for functions, a loop for coroutines."""
+def _automatic(app: TaskQ, *, embedded: bool) -> list[str]:
+    """Return what suits the tasks, of what is installed: processes for functions, a loop for coroutines.
+
+    Children of an embedded worker would import the program again, and perhaps start it again: it gets threads.
+    """
     installed = {r.name for r in app.plugins.records("pool") if r.state not in (State.BLOCKED, State.CONFLICT)}
 
     def first(*names: str) -> str:
@@ -107,9 +112,9 @@ def _automatic(app: TaskQ) -> list[str]:
     free = [task for task in app.tasks.values() if task.pool is None]
     chosen = []
     if any(not task.is_async for task in free):
-        chosen.append(first("prefork", "threads", "solo"))
+        chosen.append(first(*([] if embedded else ["prefork"]), "threads", "solo"))
     if any(task.is_async for task in free) and (not chosen or "asyncio" in installed):
-        chosen.append(first("asyncio", "prefork", "threads", "solo"))
+        chosen.append(first("asyncio", *([] if embedded else ["prefork"]), "threads", "solo"))
     chosen += [task.pool for task in app.tasks.values() if task.pool is not None]
     return list(dict.fromkeys(chosen))
 

@@ -159,7 +159,7 @@ class Worker:
             return found
 
     def _plan(self) -> list[PlannedPool]:
-        return plan_pools(self.app, self.settings)
+        return plan_pools(self.app, self.settings, embedded=not self.has_process)
 
     def _make_pool(self) -> Any:
         """Make the one pool, or several that the engine sees as one."""
