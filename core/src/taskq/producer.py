@@ -10,6 +10,7 @@ import datetime as dt
 import difflib
 import time
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from taskq import envelope
@@ -77,17 +78,25 @@ class Producer:
         Raises:
             TransportError, StoreError: a server stayed away, or will never have us.
         """
-        app = self.app
-        deadline = time.monotonic() + (app.settings.publish_timeout if timeout is None else timeout)
+        if not self.app.components.connected:
+            self._patiently(self._open, timeout)
+
+    def _open(self) -> None:
+        self.app.transport  # noqa: B018  opens it
+        if self.app.store is not None:
+            self.app.reply_address()
+
+    def _patiently(self, step: Callable[[], None], timeout: float | None) -> None:
+        settings = self.app.settings
+        deadline = time.monotonic() + (settings.publish_timeout if timeout is None else timeout)
         pause, tries = _FIRST_PAUSE, 0
-        while not app.components.connected:
+        while True:
             try:
-                app.transport  # noqa: B018  opens it
-                if app.store is not None:
-                    app.reply_address()
+                step()
+                return
             except (TransportError, StoreError) as error:
                 tries += 1
-                late = tries > app.settings.publish_retries or time.monotonic() + pause >= deadline
+                late = tries > settings.publish_retries or time.monotonic() + pause >= deadline
                 if not error.retryable or late:
                     raise
                 time.sleep(pause)
@@ -225,7 +234,7 @@ class Producer:
         for outbound in batch:
             # inside the caller's transaction another connection could not write
             if outbound.queue not in declared and transaction is None:
-                app.components.declare([app.queue_spec(outbound.queue)])
+                self._patiently(partial(app.components.declare, [app.queue_spec(outbound.queue)]), timeout)
         if app.settings.track_queued:
             self._record_queued(batch)
         if transaction is not None:

@@ -172,6 +172,23 @@ def test_a_client_waits_for_a_broker_that_is_away_at_first(rig: Any, monkeypatch
     assert len(away) == 1
 
 
+def test_a_queue_that_is_new_is_declared_with_patience(rig: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A broker that is away for a moment is no reason to fail, whether or not the queue was used before."""
+    app = rig.app()
+    add = app.task(name="add")(lambda x: x)
+    add.delay(1)
+    away, declares = [ConnectionFailed("refused")], MemoryTransport.declare
+
+    def declare_later(*args: Any, **options: Any) -> Any:
+        if away:
+            raise away.pop()
+        return declares(*args, **options)
+
+    monkeypatch.setattr(MemoryTransport, "declare", declare_later)
+    assert add.apply_async((2,), queue="new").id
+    assert rig.counts(app, "new") == (1, 0, 0)
+
+
 def test_a_worker_waits_for_a_broker_that_is_away_at_first(
     rig: Any, pool: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
