@@ -17,7 +17,7 @@ from taskq.context import request_var
 if TYPE_CHECKING:
     from taskq.app import TaskQ
 
-FIELDS = ("task", "task_id", "queue", "attempt", "worker", "root_id", "parent_id")
+FIELDS = ("task", "task_id", "queue", "attempt", "worker", "root_id", "parent_id", "slots", "wanted_slots")
 """Names under which a record carries what it is about; absent where it is about no task."""
 TASK_LOGGER = "taskq.task"
 

@@ -11,7 +11,7 @@ _SERVERS = {
     "memory": "memory",
     "sqlite": "sqlite",
     "sqlalchemy": "postgresql mysql mariadb sqlite+sqlalchemy",
-    "redis": "redis rediss valkey redis+cluster redis+sentinel",
+    "redis": "redis rediss valkey valkeys redis+cluster rediss+cluster redis+sentinel rediss+sentinel",
     "mongodb": "mongodb",
     "couchdb": "couchdb",
     "django": "django",

@@ -90,6 +90,8 @@ def _check_sections(ctx: click.Context, loaded: LoadedConfig) -> tuple[list[str]
     notes: list[str] = []
     kinds = {section: kind for kind, section in PLUGIN_SECTIONS.items()}
     for section, name in loaded.unchecked():
+        if kinds[section] == "extension" and name in {r.name for r in _manager(ctx, loaded).records("plugin")}:
+            continue  # a contribution reads and checks its own options
         try:
             loaded.plugin_options(section, name, _options_of(_manager(ctx, loaded), kinds[section], name))
         except PluginError as error:

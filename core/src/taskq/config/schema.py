@@ -82,8 +82,8 @@ class WorkerSettings(Section, frozen=True, kw_only=True):
     ] = "INFO"
     log_json: Annotated[bool, About("log one JSON object per line")] = False
     stall_timeout: Annotated[
-        float, About("time without progress, with a backlog and free slots, until it subscribes again", unit="s",
-                     minimum=1)
+        float,
+        About("time without progress, with a backlog and free slots, until it subscribes again", unit="s", minimum=1),
     ] = 120.0
     maintenance: Annotated[bool, About("whether this worker reaps, promotes and sweeps for the transport")] = True
     autoscale: Annotated[tuple[int, int] | None, About('"MIN,MAX" slots, as load demands', minimum=1)] = None

@@ -96,6 +96,7 @@ class PackagingSuite(Suite):
             m
             for m in imported
             if m.partition(".")[0] not in {package, "taskq", "pluggy", "msgspec"}
+            and not m.startswith("taskq_lib_")  # what plugins share is light, or its own client library shows here
             and m.partition(".")[0].lstrip("_") not in {n.lstrip("_") for n in sys.stdlib_module_names}
         )
         assert not foreign, f"importing {module} also imports {', '.join(foreign[:10])}"
@@ -115,7 +116,8 @@ class PackagingSuite(Suite):
         package = module.partition(".")[0]
         imported = _in_process(code) - _in_process(_MAY)
         foreign = sorted({m.partition(".")[0] for m in imported} - {package, "taskq", "pluggy", "msgspec"})
-        third_party = [m for m in foreign if m.lstrip("_") not in {n.lstrip("_") for n in sys.stdlib_module_names}]
+        known = {n.lstrip("_") for n in sys.stdlib_module_names}
+        third_party = [m for m in foreign if m.lstrip("_") not in known and not m.startswith("taskq_lib_")]
         assert not third_party, f"asking for the spec imports {', '.join(third_party)}"
 
     def test_the_spec_says_what_it_is(self, spec: Any) -> None:

@@ -263,6 +263,8 @@ class AbilityTests(PoolBase):
         for one, before, after in zip(shown, moments, moments[1:], strict=False):
             assert before - 0.01 <= one.since <= after + 0.01, "a running job's start is not when it began"
         assert all(one.where for one in shown)
+        # a job says that it runs a moment before it is in the function that waits
+        eventually(self.patience_s, "stacks are shown", lambda: all(f in text for f, text in self._stacks(pool, kind)))
         self._check_stacks(list(pool.running(stacks=True)), jobs, kind)
         bench.open("gate")
         bench.wait_for(*jobs)
@@ -330,10 +332,16 @@ class AbilityTests(PoolBase):
             pytest.skip("the pool cannot tell what runs")
         return bench.pool
 
+    def _function(self, kind: str) -> str:
+        native = self.load_spec().capabilities.async_tasks is Support.NATIVE
+        return "_wait" if kind == "def" else "_wait_async" if native else "_run_coroutine"
+
+    def _stacks(self, pool: SupportsInspect, kind: str) -> list[tuple[str, str]]:
+        return [(self._function(kind), one.stack or "") for one in pool.running(stacks=True)]
+
     def _check_stacks(self, shown: list[Running], jobs: list[Job], kind: str) -> None:
         assert {one.key for one in shown} == {job.key for job in jobs}
-        native = self.load_spec().capabilities.async_tasks is Support.NATIVE
-        function = "_wait" if kind == "def" else "_wait_async" if native else "_run_coroutine"
+        function = self._function(kind)
         for one in shown:
             assert function in (one.stack or ""), f"the stack does not show the task's function: {one.stack}"
 

@@ -66,6 +66,8 @@ class Health(Struct, frozen=True):
     uptime: float
     idle_for: float
     oldest_task: float | None = None
+    wanted_slots: int | None = None
+    """What the autoscaler would like, beyond its bounds, too; for scalers outside."""
 
 
 class Watch:
@@ -164,7 +166,7 @@ class Watch:
             pid=os.getpid(), pools=tuple(p.spec.name for p in worker.pools),
             queues=tuple(q.queue for q in worker.queues), slots=worker.slots, held=len(worker.held),
             ended=worker.settler.ended, failed=worker.settler.failed, uptime=now - self._started,
-            idle_for=now - self._moved, oldest_task=max((r.age for r in running), default=None),
+            idle_for=now - self._moved, oldest_task=max((r.age for r in running), default=None), wanted_slots=worker.wanted_slots,
         )  # fmt: skip
 
     def running(self, *, stacks: bool = False) -> list[RunningTask]:
