@@ -166,7 +166,8 @@ class Watch:
             pid=os.getpid(), pools=tuple(p.spec.name for p in worker.pools),
             queues=tuple(q.queue for q in worker.queues), slots=worker.slots, held=len(worker.held),
             ended=worker.settler.ended, failed=worker.settler.failed, uptime=now - self._started,
-            idle_for=now - self._moved, oldest_task=max((r.age for r in running), default=None), wanted_slots=worker.wanted_slots,
+            idle_for=now - self._moved, oldest_task=max((r.age for r in running), default=None),
+            wanted_slots=worker.wanted_slots,
         )  # fmt: skip
 
     def running(self, *, stacks: bool = False) -> list[RunningTask]:
