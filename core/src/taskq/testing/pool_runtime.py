@@ -233,16 +233,20 @@ class KitRuntime:
     def _stubborn(self, job: Job, gate: str) -> None:
         """Wait until the test opens a gate, whatever is raised meanwhile."""
         deadline = time.monotonic() + GIVE_UP_S
-        while not self.is_open(gate) and time.monotonic() < deadline:
-            try:
+        while True:
+            try:  # all of it: what is raised may strike anywhere
+                if self.is_open(gate) or time.monotonic() > deadline:
+                    return
                 time.sleep(POLL_S)
             except BaseException as error:
                 self._note_raised(job, error)
 
     async def _stubborn_async(self, job: Job, gate: str) -> None:
         deadline = time.monotonic() + GIVE_UP_S
-        while not self.is_open(gate) and time.monotonic() < deadline:
-            try:
+        while True:
+            try:  # all of it: what is raised may strike anywhere
+                if self.is_open(gate) or time.monotonic() > deadline:
+                    return
                 await asyncio.sleep(POLL_S)
             except BaseException as error:
                 self._note_raised(job, error)

@@ -12,6 +12,9 @@ from taskq_lib_zeromq.protocol import Message
 if TYPE_CHECKING:
     from taskq_lib_zeromq.hub.consumers import Consumer
 
+_LOOK = 1000
+"""Most messages at the head of a line that are looked at for their age when others are put back."""
+
 
 class Queue:
     """Every operation costs the same whatever the length.
@@ -47,9 +50,21 @@ class Queue:
         self.count += 1
 
     def put_back(self, messages: Sequence[Message]) -> None:
-        """Put messages that were taken at the head of their lines, in the order given."""
-        for message in reversed(messages):
-            self.lines[9 - message.priority].appendleft(message)
+        """Put messages that were taken at the head of their lines, in the order given.
+
+        What another consumer has put back before them and is older stays before them.
+        """
+        blocks: dict[int, list[Message]] = {}
+        for message in messages:
+            blocks.setdefault(message.priority, []).append(message)
+        for priority, block in blocks.items():
+            line = self.lines[9 - priority]
+            oldest = min(message.seq for message in block)
+            older: list[Message] = []
+            while line and line[0].seq < oldest and len(older) < _LOOK:
+                older.append(line.popleft())
+            line.extendleft(reversed(block))
+            line.extendleft(reversed(older))
         self.count += len(messages)
 
     def delay(self, message: Message, due: float, *, keeps_group: bool = False) -> None:
