@@ -204,8 +204,8 @@ def test_nothing_is_taken_ahead_where_it_cannot_be_handed_back(
     import msgspec
 
     app = rig.app()
-    costly = msgspec.structs.replace(app.transport.capabilities, hand_back=HandBack.COSTLY)
-    monkeypatch.setattr(type(app.transport), "capabilities", property(lambda self: costly))
+    never = msgspec.structs.replace(app.transport.capabilities, hand_back=HandBack.NO)
+    monkeypatch.setattr(type(app.transport), "capabilities", property(lambda self: never))
     task = gated(app, gate, runs)
     app.send_many([task.s(i) for i in [*range(1, 50), 0, *range(50, 60)]])
     with rig.work(app, "threads", concurrency=2):
