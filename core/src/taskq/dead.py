@@ -9,18 +9,7 @@ from hashlib import blake2b
 from msgspec import Struct
 
 from taskq import envelope
-from taskq.envelope import (
-    EPOCH,
-    EXPIRES,
-    GROUP,
-    GUARD,
-    HISTORY,
-    NOT_BEFORE,
-    PARKED,
-    PRIORITY,
-    STARTS,
-    DeadInfo,
-)
+from taskq.envelope import ANEW, EPOCH, EXPIRES, HISTORY, NOT_BEFORE, DeadInfo
 from taskq.errors import DecodeError, TransportError
 from taskq.message import ACK, RELEASE, Delivery, Outbound, QueueSpec, Settlement, Subscription
 from taskq.spi.capabilities import LeaseScope
@@ -180,9 +169,6 @@ def _revive(letter: DeadLetter, to: str | None) -> Outbound:
     history = [*(header.get(HISTORY) or []), [epoch - 1, letter.info.died_at, letter.info.reason[:200]]][
         -_HISTORY_KEPT:
     ]
-    changes = {EPOCH: epoch, HISTORY: history, NOT_BEFORE: None, EXPIRES: None}
-    changes |= {PARKED: None, STARTS: None, GUARD: None}
+    changes = {**ANEW, EPOCH: epoch, HISTORY: history, NOT_BEFORE: None, EXPIRES: None}
     payload = envelope.with_changes(header, letter.payload[body:], changes=changes, attempt=0)
-    return Outbound(
-        envelope.message_id(header, 0, epoch), queue, payload, int(header.get(PRIORITY, 5)), 0.0, header.get(GROUP)
-    )
+    return envelope.outbound(header, envelope.message_id(header, 0, epoch), queue, payload)

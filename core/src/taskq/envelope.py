@@ -17,6 +17,7 @@ import msgspec
 from msgspec import Struct
 
 from taskq.errors import DecodeError, EncodeError
+from taskq.message import Outbound
 
 MAGIC: Final = 0xC1
 KIND_TASK: Final = 0x01
@@ -43,6 +44,9 @@ MAX_RETRIES: Final = "mr"  # int, overrides the task's
 STARTS: Final = "sc"  # int, starts without an outcome, on brokers whose own count cannot tell
 GUARD: Final = "gd"  # int, number of the copy that guards a run longer than the broker lets a message be held
 HISTORY: Final = "hi"  # list of [epoch, died at, reason], of earlier deaths
+
+ANEW: Final[Mapping[str, None]] = {PARKED: None, STARTS: None, GUARD: None}
+"""The change that drops what was noted about the deliveries of one run, for a message that starts another."""
 
 
 class Header(Struct, array_like=True, gc=False):
@@ -169,6 +173,11 @@ def message_id(header: Header, attempt: int | None = None, epoch: int | None = N
     attempt = header.attempt if attempt is None else attempt
     epoch = int(header.get(EPOCH, 0)) if epoch is None else epoch
     return f"{header.id}.{epoch}.{attempt}" if attempt or epoch else header.id
+
+
+def outbound(header: Header, name: str, queue: str, payload: bytes, delay: float = 0.0) -> Outbound:
+    """Return a message that goes on its way again: under this name, with the priority and group of its header."""
+    return Outbound(name, queue, payload, int(header.get(PRIORITY, 5)), delay, header.get(GROUP))
 
 
 def with_changes(header: Header, body: bytes, *, changes: Mapping[str, Any], attempt: int | None = None) -> bytes:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from taskq import envelope, link
 from taskq.context import Request, request_var
-from taskq.envelope import GROUP, GUARD, NOT_BEFORE, PARKED, PRIORITY, STARTS, TRANSFORMS, Header
+from taskq.envelope import ANEW, NOT_BEFORE, TRANSFORMS, Header
 from taskq.errors import (
     DecodeError,
     PayloadTooLarge,
@@ -32,7 +32,7 @@ from taskq.errors import (
     TaskRevoked,
 )
 from taskq.failure import ResultPayload, describe, encode_error, encode_payload, traceback_text
-from taskq.message import DEAD, DONE, FINISHED, Job, Outbound, Outcome
+from taskq.message import DEAD, DONE, FINISHED, Job, Outcome
 from taskq.middleware import compose_run, compose_run_async
 from taskq.reference import AppReference
 from taskq.spi.capabilities import Support
@@ -383,9 +383,7 @@ class TaskRuntime:
         own = self.app.components.facts.get(job.queue)
         if delay and own is not None and own.delay is Support.NO:
             delay = 0.0  # an ordered queue of a broker that delays elsewhere: at once, rather than never
-        changes: dict[str, Any] = {
-            NOT_BEFORE: self.app.clock.now() + delay if delay else None, PARKED: None, STARTS: None, GUARD: None,
-        }  # fmt: skip
+        changes: dict[str, Any] = {**ANEW, NOT_BEFORE: self.app.clock.now() + delay if delay else None}
         body = job.payload[job.body :]
         if retry.task_args is not None or retry.task_kwargs is not None:
             old_args, old_kwargs = self.app.codec.decode_arguments(header, body)
@@ -400,14 +398,8 @@ class TaskRuntime:
             except SerializationError as error:
                 return self._failure(task, header, error)
         payload = envelope.with_changes(header, body, changes=changes, attempt=header.attempt + 1)
-        again = Outbound(
-            envelope.message_id(header, header.attempt + 1),
-            job.queue,
-            payload,
-            int(header.get(PRIORITY, 5)),
-            delay,
-            header.get(GROUP),
-        )
+        name = envelope.message_id(header, header.attempt + 1)
+        again = envelope.outbound(header, name, job.queue, payload, delay)
         cause: BaseException = retry.exc or retry
         text = "" if retry.exc is None else traceback_text(cause)
         reason = f"retry {header.attempt + 1} of {limit} in {delay:.3g} s" + (

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 import threading
 
@@ -143,6 +144,23 @@ def test_ctrl_c_during_an_import_stays_ctrl_c(site):
     site.module("acme_plugin", "raise KeyboardInterrupt")
     with pytest.raises(KeyboardInterrupt):
         site.manager().select("pool", "x")
+
+
+@pytest.mark.parametrize("wanted", [SystemExit, RuntimeError])
+def test_what_a_signal_handler_raises_meanwhile_is_no_fault_of_the_plugin(site, wanted):
+    """A program that exits on TERM exits with its own code, wherever the signal strikes."""
+
+    def handler(*_):
+        raise wanted("told to")
+
+    site.distribution("acme", {"taskq.pools": {"x": "acme_plugin"}})
+    site.module("acme_plugin", "import os, signal\nos.kill(os.getpid(), signal.SIGUSR2)\nfor _ in range(1000): pass")
+    before = signal.signal(signal.SIGUSR2, handler)
+    try:
+        with pytest.raises(wanted, match="told to"):
+            site.manager().select("pool", "x")
+    finally:
+        signal.signal(signal.SIGUSR2, before)
 
 
 def test_a_missing_client_library_is_told_from_a_damaged_installation(site):

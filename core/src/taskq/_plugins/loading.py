@@ -34,6 +34,8 @@ def load(record: PluginRecord, *, direct: bool = False) -> Any:
     try:
         return _load_directly(record.value) if direct else _load_with_stevedore(record)
     except (Exception, SystemExit) as exc:  # stevedore lets an AssertionError through, nobody expects an exit
+        if by_signal(exc):
+            raise
         raise failure(record, exc, "cannot be imported") from exc
 
 
@@ -59,6 +61,19 @@ def _load_with_stevedore(record: PluginRecord) -> Any:
             return [entry]  # never stevedore's own listing
 
     return OneDriver(entry.group, entry.name).extensions[0].plugin
+
+
+def by_signal(exc: BaseException) -> bool:
+    """Tell whether a signal handler of the program raised it, which struck here by chance: no fault of a plugin."""
+    import signal
+
+    handlers = {getattr(signal.getsignal(number), "__code__", None) for number in signal.valid_signals()} - {None}
+    step = exc.__traceback__
+    while step is not None:
+        if step.tb_frame.f_code in handlers:
+            return True
+        step = step.tb_next
+    return False
 
 
 def failure(record: PluginRecord, exc: BaseException, what: str) -> PluginError:
@@ -141,6 +156,8 @@ def register(
             text = " ".join(str(exc).split())
             raise PluginBroken(f"{subject} implements a hook wrongly: {text}") from exc
         except (Exception, SystemExit) as exc:  # a historic hook is called while registering
+            if by_signal(exc):
+                raise
             raise failure(record, exc, "failed while it was registered") from exc
         callers = hooks.get_hookcallers(plugin) or []
         for caller in callers:
@@ -199,6 +216,8 @@ def ask(plugin: Any, record: PluginRecord, records: Sequence[PluginRecord]) -> C
     except PluginError:
         raise
     except (Exception, SystemExit) as exc:
+        if by_signal(exc):
+            raise
         raise failure(record, exc, f"failed in {hook}") from exc
     _validate(spec, record, records, subject)
     valid: ComponentSpec = spec

@@ -181,6 +181,8 @@ class PluginManager:
         except TaskQError:
             raise
         except Exception as exc:
+            if loading.by_signal(exc):
+                raise
             raise loading.failure(self._decide(kind, name), exc, "cannot be created") from exc
 
     def check(self, record: PluginRecord) -> PluginRecord:

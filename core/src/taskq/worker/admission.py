@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from taskq import envelope
-from taskq.envelope import EXPIRES, GROUP, GUARD, NOT_BEFORE, PARKED, PRIORITY, STARTS, STORE, Header
+from taskq.envelope import EXPIRES, GUARD, NOT_BEFORE, PARKED, STARTS, STORE, Header
 from taskq.errors import DecodeError, StoreError, TaskDead, TaskExpired, UnknownTask
 from taskq.failure import encode_error
 from taskq.message import DEAD, DONE, Delivery, Job, Outbound, Outcome
@@ -129,10 +129,8 @@ class Admission:
         if now - since < self._park_for and self._app.transport.capabilities.delay != "no":
             payload = envelope.with_changes(header, job.payload[job.body :], changes={PARKED: since})
             delay = min(_PARK_DELAY, self._park_for)
-            again = Outbound(
-                f"{envelope.message_id(header)}.parked{int((now - since) * 1000)}", job.queue, payload,
-                int(header.get(PRIORITY, 5)), delay, header.get(GROUP),
-            )  # fmt: skip
+            name = f"{envelope.message_id(header)}.parked{int((now - since) * 1000)}"
+            again = envelope.outbound(header, name, job.queue, payload, delay)
             logger.warning("task %s [%s] is not known here; offered to other workers again", job.task, header.id)
             self._settler.forward(job, (again,))
             return
@@ -151,8 +149,7 @@ class Admission:
             # clock: this machine's, which may be wrong, is not asked.
             delay = min(not_before - now, self._max_delay)
             name = f"{envelope.message_id(header)}.leg{int(not_before - now)}"
-            again = Outbound(name, job.queue, job.payload, int(extra.get(PRIORITY, 5)), delay, extra.get(GROUP))
-            self._settler.forward(job, (again,))
+            self._settler.forward(job, (envelope.outbound(header, name, job.queue, job.payload, delay),))
             return True
         return False
 
@@ -259,8 +256,7 @@ class Admission:
         """
         payload = envelope.with_changes(header, job.payload[job.body :], changes={STARTS: starts})
         name = f"{envelope.message_id(header)}.start{starts}"
-        again = Outbound(name, job.queue, payload, int(header.get(PRIORITY, 5)), 0.0, header.get(GROUP))
-        self._settler.forward(job, (again,))
+        self._settler.forward(job, (envelope.outbound(header, name, job.queue, payload),))
 
     def _count_start(self, header: Header, job: Job) -> int:
         """Return how often the message was started before, by what can count it here."""

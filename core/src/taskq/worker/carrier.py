@@ -15,7 +15,7 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from taskq import envelope
-from taskq.envelope import GROUP, GUARD, PRIORITY, Header
+from taskq.envelope import GUARD, Header
 from taskq.errors import NotSupported, StoreError, TransportError
 from taskq.message import ACK, Job, Outbound, Settlement
 from taskq.spi.capabilities import Support
@@ -168,7 +168,7 @@ class Carrier:
         payload = envelope.with_changes(header, job.payload[job.body :], changes={GUARD: number})
         # its number alone would repeat where a guard that ran is carried in turn
         name = f"{envelope.message_id(header)}.guard{number}.{int(time.time() * 1000):x}"
-        return Outbound(name, job.queue, payload, int(header.get(PRIORITY, 5)), self._period, header.get(GROUP))
+        return envelope.outbound(header, name, job.queue, payload, self._period)
 
     def finish(self) -> None:
         """Tell guards of runs that have ended, once that is settled; the guards are gone after two of their periods."""

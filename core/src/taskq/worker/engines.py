@@ -14,7 +14,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from taskq.errors import StoreError, TaskDead, TaskInterrupted, TaskQError, TransportError
 from taskq.failure import ResultPayload, encode_payload
@@ -32,6 +32,8 @@ from taskq.worker.take import TakeEstimator
 if TYPE_CHECKING:
     from taskq.worker.worker import Worker
 
+K = TypeVar("K")
+V = TypeVar("V")
 logger = logging.getLogger("taskq.worker")
 _IDLE_WAIT = 5.0
 """Longest fetch in seconds; a wake ends it sooner."""
@@ -171,15 +173,9 @@ class Engine:
             if job.header is None:
                 continue
             if unstarted:
-                innocent = self.admission.innocent
-                innocent[run_key(job.header)] = True
-                if len(innocent) > _INNOCENT:
-                    innocent.pop(next(iter(innocent)))
-            else:
-                orphans = self.admission.orphans
-                orphans[run_key(job.header)] = job
-                if len(orphans) > _ORPHANS:
-                    orphans.pop(next(iter(orphans)))  # most likely ended by another worker long ago
+                _remember(self.admission.innocent, run_key(job.header), True, _INNOCENT)
+            else:  # the oldest was most likely ended by another worker long ago
+                _remember(self.admission.orphans, run_key(job.header), job, _ORPHANS)
         if gone:
             logger.warning(
                 "%d message(s) lost their lease (%s); the broker gives them out again", len(gone), losses[0].reason
@@ -236,12 +232,9 @@ class Engine:
 
     def _keep_orphan(self, finished: Finished) -> None:
         kept = self.worker.finished_orphans
-        kept[finished.key] = finished
+        _remember(kept, finished.key, finished, _ORPHANS)
         if finished.key in self.held and kept.pop(finished.key, None) is not None:
             self.collect([finished])  # adopted between the look at what is held and this
-            return
-        while len(kept) > _ORPHANS:
-            kept.pop(next(iter(kept)))
 
     def drop_unstarted(self, job: Job) -> bool:
         """Forget a job that has not started; False when it runs or ran."""
@@ -277,6 +270,13 @@ class Engine:
                 self.held.pop(job.key, None)
                 return False
         return True
+
+
+def _remember(kept: dict[K, V], key: K, value: V, most: int) -> None:
+    """Keep a value under a key, and no more than so many: the oldest go."""
+    kept[key] = value
+    while len(kept) > most:
+        kept.pop(next(iter(kept)))
 
 
 class _Behind:
@@ -557,14 +557,14 @@ class PoolEngine(Engine):
         with self._moving:
             if self._several is not None:
                 self._several.feed()
-            while local:
+            if local:
                 jobs = list(local)
                 count = self.pool.submit(jobs)
-                if count < len(jobs):
+                if count == len(jobs):
+                    local.clear()
+                else:
                     for _ in range(count):
                         local.popleft()
-                    break
-                local.clear()
         while self.careful and not local:
             if not self._start_careful(self.careful):
                 break

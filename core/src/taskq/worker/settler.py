@@ -194,8 +194,7 @@ class Settler:
         """Queue: send a message anew, then acknowledge it, if it was not for a start that did not come."""
         header: Header = job.header
         name = f"{envelope.message_id(header)}.back{time.time_ns():x}"
-        priority, group = int(header.get(envelope.PRIORITY, 5)), header.get(envelope.GROUP)
-        self.forward(job, (Outbound(name, job.queue, job.payload, priority, delay, group),))
+        self.forward(job, (envelope.outbound(header, name, job.queue, job.payload, delay),))
 
     def _commit(self, job: Job, outcome: Outcome) -> Commit:
         """Turn an outcome into what must happen: record, follow-ups, settlement."""
