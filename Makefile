@@ -37,7 +37,7 @@ demo: env ## start a worker, fan a task out over real files, reduce to a table (
 	$(BIN)/python docs/examples/demo/run.py $(ARGS) $(if $(FOLDER),'$(FOLDER)')
 
 test: env ## everything but the soak tests, with real servers
-	$(WITH_SERVERS) $(PYTEST) $(PARALLEL) $(ARGS)
+	$(WITH_SERVERS) $(PYTEST) $(PARALLEL) -p tests.support.second_chance $(ARGS)
 
 test-fast: env ## without servers, under a minute
 	$(PYTEST) $(PARALLEL) -m 'not server and not slow' $(ARGS)

@@ -114,6 +114,94 @@ def test_the_guards_catch_what_a_test_leaves_behind(tmp_path: Path, ci: str) -> 
         assert counts in done.stdout, done.stdout
 
 
+LUCK = """
+    import os
+    import pytest
+
+    AMONG_OTHERS = "PYTEST_XDIST_WORKER" in os.environ
+
+    @pytest.mark.parametrize("n", ["a b[c]", 2])
+    def test_lucky(n):
+        assert not AMONG_OTHERS
+
+    def test_fine():
+        pass
+
+    @pytest.fixture
+    def late():
+        yield
+        assert not AMONG_OTHERS
+
+    def test_teardown(late):
+        pass
+
+    def test_crash():
+        if AMONG_OTHERS:
+            os._exit(3)
+
+    def test_broken():
+        assert False
+
+    def test_skipped():
+        assert not AMONG_OTHERS
+        pytest.skip("a skip says nothing")
+
+    @pytest.mark.parametrize("n", range(11))
+    def test_many(n):
+        assert not AMONG_OTHERS
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("arguments", "code", "lines"),
+    [
+        (
+            ["-k", "lucky or fine or teardown or crash"],
+            0,
+            [
+                "3 failed, 2 passed, 1 error",
+                "4 failed among others; a second chance",
+                " 4 passed",
+                "PASSED ONLY ALONE: test_luck.py::test_lucky[a b[c]]",
+                "PASSED ONLY ALONE: test_luck.py::test_lucky[2]",
+                "PASSED ONLY ALONE: test_luck.py::test_teardown",
+                "PASSED ONLY ALONE: test_luck.py::test_crash",
+            ],
+        ),
+        (["test_luck.py::test_fine"], 0, [" 1 passed"]),
+        (["test_luck.py", "-k", "nothing"], 5, ["no tests ran"]),
+        (["-k", "lucky or broken", "test_luck.py"], 1, ["3 failed", " 1 failed, 2 passed", "failed alone, too"]),
+        (
+            ["test_luck.py::test_fine", "test_luck.py::test_skipped"],
+            1,
+            ["1 failed, 1 passed", " 1 failed", "alone, too"],
+        ),
+        (["-k", "many"], 1, ["11 failed"]),
+        (["-k", "lucky", "-x"], 2, ["stopping after 1 failures"]),
+        (["-k", "broken", "-n", "0"], 1, ["1 failed"]),
+    ],
+)
+def test_what_failed_among_others_has_a_second_chance(
+    tmp_path: Path, arguments: list[str], code: int, lines: list[str]
+) -> None:
+    (tmp_path / "test_luck.py").write_text(textwrap.dedent(LUCK))
+    (tmp_path / "pytest.ini").touch()
+    command = [sys.executable, "-m", "pytest", "-p", "xdist", "-p", "tests.support.second_chance", "-n", "1"]
+    environment = {k: v for k, v in os.environ.items() if not k.startswith(("TASKQ_", "PYTEST_"))}
+    environment |= {"PYTHONPATH": str(ROOT), "COLUMNS": "200", "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
+    done = subprocess.run(
+        [*command, *arguments], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == code, done.stdout + done.stderr
+    place = 0
+    for line in lines:
+        place = done.stdout.find(line, place)
+        assert place >= 0, f"{line!r} is missing in\n{done.stdout}{done.stderr}"
+    assert ("second chance" in done.stdout) == (len(lines) >= 3)
+    assert done.stdout.count("PASSED ONLY ALONE") == sum("ONLY ALONE" in line for line in lines)
+
+
 def test_contract_patterns() -> None:
     names = ["taskq", "taskq_a", "taskq_lib_b", "taskq.app", "taskq.spi"]
     assert expand(["taskq_*", "!taskq_lib_*"], names) == ["taskq_a"]
