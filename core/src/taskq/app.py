@@ -15,7 +15,7 @@ from taskq import shared
 from taskq._plugins import PluginManager
 from taskq.codec import Codec
 from taskq.components import Components
-from taskq.config import LoadedConfig, Settings, load, redact_url
+from taskq.config import LoadedConfig, Settings, load
 from taskq.errors import ConfigError, TaskDefinitionError, UnknownTask
 from taskq.message import QueueSpec
 from taskq.middleware import Middleware
@@ -152,8 +152,8 @@ class TaskQ:
 
     @property
     def broker_name(self) -> str:
-        """The broker's URL without secrets, for messages."""
-        return "; ".join(redact_url(u.without_query()) for u in self.settings.broker)
+        """The URL, without secrets, of the broker that the setting ``broker`` names, for messages."""
+        return self.components.label("")
 
     @property
     def plugins(self) -> PluginManager:
@@ -395,7 +395,7 @@ class TaskQ:
 
     @property
     def transport(self) -> Transport:
-        """The open transport of this process.
+        """The open transport of this process to the broker that the setting ``broker`` names.
 
         Raises:
             PluginError: no plugin for the URL's scheme. TransportError: the server cannot be used.
@@ -453,7 +453,7 @@ class TaskQ:
     # ----------------------------------------------------------------------------------------------- connections
 
     def connect(self) -> None:
-        """Open the transport and the result store now, rather than at the first send.
+        """Open the transport and the result store now, rather than at the first send; further brokers stay for that.
 
         Raises:
             TransportError, StoreError: a server was not there within ``publish_timeout`` and ``publish_retries``.
@@ -463,8 +463,8 @@ class TaskQ:
 
     async def aconnect(self) -> None:
         """As ``connect``, without blocking the event loop."""
-        if not self.components.connected:
-            await self.arun(self.connect)
+        self.freeze()
+        await self.producer.aconnect()
 
     async def arun(self, function: Callable[[], R]) -> R:
         """Run a blocking function of this application on one of a few threads."""

@@ -6,12 +6,14 @@ Nothing that was opened survives a fork: a child starts with a fresh ``Component
 from __future__ import annotations
 
 import threading
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from taskq._plugins.hints import SAME_SERVER_STORES
 from taskq.codec import Codec, CodecSettings
 from taskq.config import redact_url
+from taskq.envelope import DEAD_SUFFIX
 from taskq.message import QueueSpec
 from taskq.spi.capabilities import Capabilities
 from taskq.spi.specs import ComponentConfig, StoreConfig, TransportConfig
@@ -35,7 +37,10 @@ class Components:
     def __init__(self, app: TaskQ) -> None:
         self._app = app
         self._lock = threading.RLock()
-        self._transport: Transport | None = None
+        self._transports: dict[str, Transport] = {}
+        self._opening: defaultdict[str, threading.RLock] = defaultdict(threading.RLock)
+        """A lock per broker: one that is away must not keep others from being opened."""
+        self._linked: Callable[[str], Transport] | None = None
         self._store: ResultStore | None = None
         self._store_known = False
         self._waiter: ResultWaiter | None = None
@@ -75,15 +80,15 @@ class Components:
         )
         return Codec(settings, lambda name: self.plain("serializer", name), lambda name: self.plain("compressor", name))
 
-    def make_transport(self) -> Transport:
-        """Return a new transport, not opened.
+    def make_transport(self, broker: str = "") -> Transport:
+        """Return a new transport, not opened, to a broker by its name in the settings; "" is the one of ``broker``.
 
         Raises:
             PluginError: no plugin for the URL's scheme. ConfigError: an option of it.
         """
         app = self._app
         app.merge_defaults()
-        urls = app.settings.broker
+        urls = self.urls_of(broker)
         scheme = urls[0].scheme
         spec = app.plugins.select("transport", scheme)
         options: Any = app.config.plugin_options(
@@ -98,6 +103,11 @@ class Components:
         )
         transport: Transport = app.plugins.create("transport", scheme, config)
         return transport
+
+    def urls_of(self, broker: str) -> tuple[Url, ...]:
+        """Return the URLs of a broker by its name in the settings."""
+        settings = self._app.settings
+        return settings.brokers[broker].url if broker else settings.broker
 
     def store_urls(self) -> tuple[Url, ...]:
         """Return where results are kept, empty where they are off."""
@@ -132,18 +142,49 @@ class Components:
 
     @property
     def transport(self) -> Transport:
-        """The open transport.
+        """The open transport to the application's own broker, the one of the setting ``broker``; see ``broker``."""
+        return self._transports.get("") or self.broker("")
+
+    def broker(self, name: str) -> Transport:
+        """Return the open transport to a broker by its name in the settings.
 
         Raises:
             PluginError, ConfigError: it cannot be made. TransportError: the server cannot be used.
         """
-        if self._transport is None:
-            with self._lock:
-                if self._transport is None:
-                    transport = self.make_transport()
-                    transport.open()
-                    self._transport = transport
-        return self._transport
+        found = self._transports.get(name)
+        if found is None:
+            with self._opening[name]:
+                found = self._transports.get(name)
+                if found is None:
+                    found = self.make_transport(name) if self._linked is None else self._linked(name)
+                    found.open()
+                    self._transports[name] = found
+        return found
+
+    def broker_of(self, queue: str) -> str:
+        """Return the name of the broker that a queue is on; its dead letters are there as well."""
+        configured = self._app.settings.queues.get(queue.removesuffix(DEAD_SUFFIX))
+        return "" if configured is None else configured.broker or ""
+
+    def transport_of(self, queue: str) -> Transport:
+        """Return the open transport that carries a queue. Raises as ``broker``."""
+        return self.broker(self.broker_of(queue))
+
+    def label_of(self, queue: str) -> str:
+        """Return the broker that a queue is on, for messages: its name, and its URL without secrets."""
+        return self.label(self.broker_of(queue))
+
+    def label(self, broker: str) -> str:
+        """Return a broker for messages."""
+        text = "; ".join(redact_url(url.without_query()) for url in self.urls_of(broker))
+        return f"{broker} ({text})" if broker else text
+
+    def by_broker(self, queues: Sequence[str]) -> dict[str, list[str]]:
+        """Return the queues of each broker that has some, in order."""
+        found: dict[str, list[str]] = {}
+        for queue in queues:
+            found.setdefault(self.broker_of(queue), []).append(queue)
+        return found
 
     @property
     def store(self) -> ResultStore | None:
@@ -180,11 +221,14 @@ class Components:
             self._reply = (store.reply_address() if store is not None else None) or ""
         return self._reply
 
-    def use(self, transport: Transport, store: ResultStore | None, *, store_label: str, reply_address: str) -> None:
-        """Take components that are open already, instead of those that the settings describe."""
+    def use(
+        self, broker: Callable[[str], Transport], store: ResultStore | None, *, store_label: str, reply_address: str
+    ) -> None:
+        """Take other components than those that the settings describe: ``broker`` makes a transport by its name."""
         with self._lock:
-            self._transport, self._store, self._store_known = transport, store, True
+            self._linked, self._store, self._store_known = broker, store, True
             self.store_label, self._reply = store_label, reply_address
+        self.broker("")
 
     def declare(self, queues: Sequence[QueueSpec]) -> None:
         """Declare queues as the settings say, and remember where one can do other things than its broker.
@@ -192,10 +236,13 @@ class Components:
         Raises:
             QueueMissing, NotSupported, TransportError: as ``Transport.declare``.
         """
-        found = self.transport.declare(queues, mode=self._app.settings.declare)
-        for spec in queues:
-            fact = found.get(spec.name)
-            self.facts[spec.name] = None if fact is None else fact.capabilities
+        specs = {spec.name: spec for spec in queues}
+        for broker, names in self.by_broker(list(specs)).items():
+            own = [specs[name] for name in names]
+            found = self.broker(broker).declare(own, mode=self._app.settings.declare)
+            for name in names:
+                fact = found.get(name)
+                self.facts[name] = None if fact is None else fact.capabilities
 
     def of_queue(self, queue: str) -> Capabilities:
         """Return what can be done on a queue: its own capabilities where it differs from the broker's others.
@@ -204,17 +251,16 @@ class Components:
         """
         if queue not in self.facts and queue in self._app.settings.queues:
             self.declare([self._app.queue_spec(queue)])
-        return self.facts.get(queue) or self.transport.capabilities
+        return self.facts.get(queue) or self.transport_of(queue).capabilities
 
     @property
     def in_use(self) -> bool:
         """Whether a connection was opened."""
-        return self._transport is not None or self._store is not None
+        return bool(self._transports) or self._store is not None
 
-    @property
-    def connected(self) -> bool:
-        """Whether nothing is left to be opened."""
-        return self._transport is not None and self._store_known
+    def connected(self, broker: str = "") -> bool:
+        """Whether a broker, by its name in the settings, and the result store are open."""
+        return broker in self._transports and self._store_known
 
     async def arun(self, function: Callable[[], R]) -> R:
         """Run a blocking function on one of a few threads."""
@@ -231,14 +277,15 @@ class Components:
     def close(self) -> None:
         """Close whatever is open."""
         with self._lock:
-            waiter, transport, store, executor = self._waiter, self._transport, self._store, self._executor
-            self._waiter = self._transport = self._store = self._executor = None
+            waiter, store, executor = self._waiter, self._store, self._executor
+            transports, self._transports = list(self._transports.values()), {}
+            self._waiter = self._store = self._executor = None
             self._store_known = False
         if waiter is not None:
             waiter.close()
         if executor is not None:
             executor.shutdown(wait=False)
-        if transport is not None:
+        for transport in transports:
             transport.close()
         if store is not None:
             store.close()

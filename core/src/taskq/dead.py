@@ -15,7 +15,7 @@ from taskq.message import ACK, RELEASE, Delivery, Outbound, QueueSpec, Settlemen
 from taskq.spi.capabilities import LeaseScope
 from taskq.spi.transport import Consumer, SupportsPeek, Transport
 
-SUFFIX = ".dead"
+SUFFIX = envelope.DEAD_SUFFIX
 _BATCH = 500
 _EMPTY_WAIT = 0.5
 _HISTORY_KEPT = 10
@@ -30,10 +30,11 @@ class DeadLetter(Struct, frozen=True):
 
 
 class DeadLetters:
-    """The dead-letter queues of one broker."""
+    """The dead-letter queues of one broker. ``broker_of``: finds the broker of a queue, where there are several."""
 
-    def __init__(self, transport: Transport) -> None:
+    def __init__(self, transport: Transport, broker_of: Callable[[str], Transport] | None = None) -> None:
         self._transport = transport
+        self._broker_of = broker_of or (lambda queue: transport)
 
     def list(self, queue: str, *, limit: int = 100) -> list[DeadLetter]:
         """Return up to ``limit`` dead letters of a queue, oldest first; nothing is taken.
@@ -79,7 +80,8 @@ class DeadLetters:
             if letter.info.died_at >= began or letter.info.id in replayed or not wanted(letter):
                 return False
             replayed.add(letter.info.id)
-            failures = self._transport.send([_revive(letter, to)])
+            again = _revive(letter, to)
+            failures = self._broker_of(again.queue).send([again])
             if failures:
                 raise TransportError(
                     f"dead letter [{letter.info.id}] was not accepted for replay: {failures[0].reason}"
@@ -88,7 +90,7 @@ class DeadLetters:
 
         replayed: set[str] = set()
         target = to or queue
-        self._transport.declare([QueueSpec(name=target)], mode="create")
+        self._broker_of(target).declare([QueueSpec(name=target)], mode="create")
         return sum(1 for _ in self._walk(queue, send, None, most=limit))
 
     def purge(self, queue: str, wanted: Callable[[DeadLetter], bool]) -> int:

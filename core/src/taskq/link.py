@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger("taskq.link")
 Call = Callable[[bytes], bytes]
 Reply = Callable[[bytes], None]
+_Send = tuple[list[Outbound], Reply]
 
 _encode = msgspec.msgpack.Encoder().encode
 _WAIT_SLICE = 0.25
@@ -66,9 +67,11 @@ def connect(app: TaskQ, call: Call) -> None:
     if hello.store is not None:
         store = (LinkCoordination if hello.coordination else LinkStore)(call, hello.store, hello.reply_address)
     app.components.facts.update(hello.queues)
-    app.components.use(
-        LinkTransport(call, hello.transport), store, store_label=hello.store_label, reply_address=hello.reply_address
-    )
+
+    def broker(name: str) -> LinkTransport:
+        return LinkTransport(call, name, _ask(call, "broker", name, Capabilities) if name else hello.transport)
+
+    app.components.use(broker, store, store_label=hello.store_label, reply_address=hello.reply_address)
 
 
 def _ask(call: Call, operation: str, argument: Any, answer: Any) -> Any:
@@ -95,8 +98,9 @@ def _ask(call: Call, operation: str, argument: Any, answer: Any) -> Any:
 class LinkTransport:
     """Sends through the worker's process; a child takes no messages of its own."""
 
-    def __init__(self, call: Call, capabilities: Capabilities) -> None:
+    def __init__(self, call: Call, broker: str, capabilities: Capabilities) -> None:
         self._call = call
+        self._broker = broker
         self.capabilities = capabilities
 
     def open(self) -> None:
@@ -107,12 +111,13 @@ class LinkTransport:
 
     def declare(self, queues: Sequence[QueueSpec], *, mode: DeclareMode = "create") -> Mapping[str, QueueFacts]:
         """Declare queues on the worker's connection."""
-        facts = _ask(self._call, "declare", (list(queues), mode), dict[str, tuple[bool, Capabilities | None]])
+        argument = self._broker, list(queues), mode
+        facts = _ask(self._call, "declare", argument, dict[str, tuple[bool, Capabilities | None]])
         return {name: QueueFacts(created=created, capabilities=own) for name, (created, own) in facts.items()}
 
     def send(self, batch: Sequence[Outbound]) -> Sequence[SendFailure]:
         """Send on the worker's connection, together with what other children send."""
-        failures: list[SendFailure] = _ask(self._call, "send", list(batch), list[SendFailure])
+        failures: list[SendFailure] = _ask(self._call, "send", (self._broker, list(batch)), list[SendFailure])
         return failures
 
     def consumer(self) -> Consumer:
@@ -244,46 +249,55 @@ class LinkServer:
                     batch.append(self._requests.get_nowait())
             except queue.Empty:
                 pass
-            sends: list[tuple[bytes, Reply]] = []
+            sends: dict[str, list[_Send]] = {}
             for request in batch:
                 if request is None:
-                    self._send(sends)
+                    self._send_each(sends)
                     return
                 operation, argument, reply = request
                 if operation == "send":
-                    sends.append((argument, reply))
+                    try:
+                        broker, messages = msgspec.msgpack.decode(argument, type=tuple[str, list[Outbound]])
+                    except msgspec.MsgspecError as error:
+                        _reply_error(reply, error)
+                    else:
+                        sends.setdefault(broker, []).append((messages, reply))
                 elif operation == "wait":
-                    self._on_thread(operation, argument, reply)
+                    self._on_thread((reply,), self._answer, operation, argument, reply)
                 else:
                     self._answer(operation, argument, reply)
-            self._send(sends)
+            self._send_each(sends)
 
-    def _on_thread(self, operation: str, argument: bytes, reply: Reply) -> None:
+    def _on_thread(self, replies: Sequence[Reply], step: Callable[..., None], *arguments: Any) -> None:
         if self._executor is None:
             from concurrent.futures import ThreadPoolExecutor
 
             self._executor = ThreadPoolExecutor(max(_THREADS, 2 * (os.cpu_count() or 1)), "taskq-link-wait")
         try:
-            self._executor.submit(self._answer, operation, argument, reply)
+            self._executor.submit(step, *arguments)
         except RuntimeError:  # closed, while the broker held this thread up
-            _reply_closed(reply)
+            for reply in replies:
+                _reply_closed(reply)
 
-    def _send(self, sends: Sequence[tuple[bytes, Reply]]) -> None:
+    def _send_each(self, sends: Mapping[str, Sequence[_Send]]) -> None:
+        """Send to each broker; to further ones on other threads, because one that is away must not keep the others."""
+        for broker, calls in sends.items():
+            if broker:
+                self._on_thread([reply for _, reply in calls], self._send, broker, calls)
+        if "" in sends:
+            self._send("", sends[""])
+
+    def _send(self, broker: str, calls: Sequence[_Send]) -> None:
         """Send what several children send in one batch; where that fails as a whole, each by itself."""
-        if not sends:
-            return
         try:
-            calls = [(msgspec.msgpack.decode(data, type=list[Outbound]), reply) for data, reply in sends]
-            failures = {
-                failure.index: failure
-                for failure in self._app.transport.send([outbound for call, _ in calls for outbound in call])
-            }
+            transport = self._app.components.broker(broker)
+            failures = {f.index: f for f in transport.send([outbound for call, _ in calls for outbound in call])}
         except Exception as error:
-            if len(sends) > 1 and not getattr(error, "retryable", False):
-                for one in sends:
-                    self._send([one])
+            if len(calls) > 1 and not getattr(error, "retryable", False):
+                for one in calls:
+                    self._send(broker, [one])
                 return
-            for _, reply in sends:
+            for _, reply in calls:
                 _reply_error(reply, error)
             return
         start = 0
@@ -320,9 +334,11 @@ class LinkServer:
                     can,
                     app.components.facts,
                 )
+            case "broker":
+                return app.components.broker(decode(argument, type=str)).capabilities
             case "declare":
-                queues, mode = decode(argument, type=tuple[list[QueueSpec], DeclareMode])
-                declared = app.transport.declare(queues, mode=mode)
+                broker, queues, mode = decode(argument, type=tuple[str, list[QueueSpec], DeclareMode])
+                declared = app.components.broker(broker).declare(queues, mode=mode)
                 return {name: (facts.created, facts.capabilities) for name, facts in declared.items()}
             case "wait":
                 ids, timeout = decode(argument, type=tuple[list[str], float])

@@ -72,19 +72,38 @@ class Producer:
         self._asender = AsyncSender(self._send_all)
         self._send_hooks: tuple[Callable[[SendRequest], None], ...] | None = None
 
-    def connect(self, timeout: float | None = None) -> None:
-        """Open broker and result store, with the patience that a send has.
+    def connect(self, broker: str = "", timeout: float | None = None) -> None:
+        """Open a broker, by its name in the settings, and the result store, with the patience that a send has.
 
         Raises:
             TransportError, StoreError: a server stayed away, or will never have us.
         """
-        if not self.app.components.connected:
-            self._patiently(self._open, timeout)
+        if not self.app.components.connected(broker):
+            self._patiently(partial(self._open, broker), timeout)
 
-    def _open(self) -> None:
-        self.app.transport  # noqa: B018  opens it
+    async def aconnect(self, broker: str = "") -> None:
+        """As ``connect``, without blocking the event loop."""
+        if not self.app.components.connected(broker):
+            await self.app.arun(partial(self.connect, broker))
+
+    def _open(self, broker: str) -> None:
+        self.app.components.broker(broker)
         if self.app.store is not None:
             self.app.reply_address()
+
+    def _broker_for(
+        self, name: str, task: Task[..., Any] | None, args: Any, kwargs: Any, options: Mapping[str, Any]
+    ) -> str:
+        """Return the broker that a call will go to."""
+        if not self.app.settings.brokers:
+            return ""
+        self.app.freeze()
+        return self.app.components.broker_of(self._queue(name, task, args, kwargs, options))
+
+    def _queue(self, name: str, task: Task[..., Any] | None, args: Any, kwargs: Any, options: Mapping[str, Any]) -> str:
+        app = self.app
+        named = options.get("queue") or (task.queue if task else None)
+        return named or app.router.find(name, args, kwargs).queue or app.settings.default_queue
 
     def _patiently(self, step: Callable[[], None], timeout: float | None) -> None:
         settings = self.app.settings
@@ -124,7 +143,7 @@ class Producer:
         """As ``send``, through the one sending thread that all coroutines of the process share."""
         if options or self.app.settings.task_always_eager:
             return await self.asend_by_name(task.name, task, args, kwargs, options)
-        await self.app.aconnect()
+        await self.aconnect(self._broker_for(task.name, task, args, kwargs, options))
         outbound, result = (self._makers.get(task.name) or self._compile(task))(args, kwargs)
         failure = await self._asender.send(outbound, None)
         if failure is not None:
@@ -158,7 +177,7 @@ class Producer:
             import asyncio
 
             return await asyncio.to_thread(self._apply_instead, task, args, kwargs, options)
-        await self.app.aconnect()
+        await self.aconnect(self._broker_for(name, task, args, kwargs, options))
         outbound, result, settings = self._make_with_options(name, task, args, kwargs, options)
         if settings.get("transaction") is not None:
             raise NotSupported("transaction= is for the blocking calls: run apply_async inside connection.run_sync(…)")
@@ -188,7 +207,9 @@ class Producer:
         """As ``send_many``, without blocking the event loop."""
         if self.app.settings.task_always_eager:
             return [await s.aapply_async() for s in signatures]
-        await self.app.aconnect()
+        tasks = self.app.tasks
+        for s in signatures if self.app.settings.brokers else signatures[:1]:
+            await self.aconnect(self._broker_for(s.task, tasks.get(s.task), s.args, s.kwargs, s.options))
         made = self._make_all(signatures)
         failures = await self._asender.send_many([m[0] for m in made], publish_timeout)
         if failures:
@@ -229,7 +250,9 @@ class Producer:
     ) -> Sequence[SendFailure]:
         """Send a batch, trying again what may be tried again until the publish timeout has passed."""
         app = self.app
-        transport = app.transport
+        if app.settings.brokers and len(brokers := self._split(batch)) > 1:
+            return self._send_to_several(brokers, batch, timeout, transaction)
+        transport = app.components.transport_of(batch[0].queue) if app.settings.brokers else app.transport
         declared = app.components.facts
         for outbound in batch:
             # inside the caller's transaction another connection could not write
@@ -240,7 +263,8 @@ class Producer:
         if transaction is not None:
             if not isinstance(transport, SupportsTransactionalSend) or not transport.capabilities.transactional_send:
                 raise NotSupported(
-                    f"transaction= needs a broker in the same database; {app.broker_name} cannot join a transaction. "
+                    "transaction= needs a broker in the same database; "
+                    f"{app.components.label_of(batch[0].queue)} cannot join a transaction. "
                     "Use a sqlite, postgresql or mysql broker, or send after the commit"
                 )
             transport.send_in(transaction, batch)
@@ -254,6 +278,35 @@ class Producer:
         if failures and any(f.retryable for f in failures):
             return self._send_again(transport, batch, [f.index for f in failures], failures, timeout)
         return failures
+
+    def _split(self, batch: Sequence[Outbound]) -> dict[str, list[int]]:
+        """Return the places in a batch of what goes to each broker."""
+        found: dict[str, list[int]] = {}
+        for index, outbound in enumerate(batch):
+            found.setdefault(self.app.components.broker_of(outbound.queue), []).append(index)
+        return found
+
+    def _send_to_several(
+        self, brokers: Mapping[str, Sequence[int]], batch: Sequence[Outbound], timeout: float | None, transaction: Any
+    ) -> Sequence[SendFailure]:
+        """Send to each broker what is meant for it, at the same time: one that is away does not keep the others."""
+        if transaction is not None:
+            raise NotSupported(
+                "transaction= cannot span brokers; send what is for each of them in a call of its own: "
+                + ", ".join(map(self.app.components.label, brokers))
+            )
+
+        def send(places: Sequence[int]) -> Sequence[SendFailure]:
+            try:
+                found = self._send_all([batch[place] for place in places], timeout)
+            except (TransportError, StoreError) as error:  # of one broker: nothing went there
+                return [SendFailure(place, str(error), retryable=error.retryable) for place in places]
+            return [SendFailure(places[f.index], f.reason, f.maybe_sent, f.retryable) for f in found]
+
+        from concurrent.futures import ThreadPoolExecutor
+
+        with ThreadPoolExecutor(len(brokers), "taskq-send") as threads:
+            return [failure for failures in threads.map(send, brokers.values()) for failure in failures]
 
     def _send_again(
         self,
@@ -337,7 +390,6 @@ class Producer:
 
     def _compile(self, task: Task[..., Any]) -> Callable[[Any, Any], Made]:
         """Return, and keep, the maker of a task's messages without options."""
-        self.connect()
         maker = self._makers[task.name] = self._make_maker(task)
         return maker
 
@@ -356,6 +408,7 @@ class Producer:
             return lambda args, kwargs: self._make_with_options(name, task, args, dict(kwargs), _NO_OPTIONS)[:2]
         route = app.router.find(name)
         queue = task.queue or route.queue or app.settings.default_queue
+        self.connect(app.components.broker_of(queue))
         priority = self._priority(task, route.priority, queue)
         keeps = task.keeps_result and app.store is not None
         reply = app.reply_address() if keeps else None
@@ -365,7 +418,7 @@ class Producer:
         if keeps and app.store_label:
             base[STORE] = app.store_label
         extra = base or None
-        limit = app.transport.capabilities.max_payload_bytes
+        limit = app.components.transport_of(queue).capabilities.max_payload_bytes
         serializer = codec.serializer(codec.settings.serializer)
         dumps, content_type, fits = serializer.dumps, serializer.content_type, task.fits
         encode, now, current = envelope.encode, app.clock.now, request_var.get
@@ -381,7 +434,7 @@ class Producer:
             facts = extra if request is None else {**base, PARENT: request.id, ROOT: request.root_id}
             payload = encode(Header(task_id, name, content_type, 0, now(), reply, facts), dumps((args, kwargs)))
             if limit is not None and len(payload) > limit:
-                raise _too_large(name, len(payload), limit, app.broker_name)
+                raise _too_large(name, len(payload), limit, app.components.label_of(queue))
             return Outbound(task_id, queue, payload, priority), AsyncResult(task_id, app, task, keeps)
 
         return make
@@ -399,8 +452,6 @@ class Producer:
         app = self.app
         app.freeze()
         _check_options(options)
-        if not eager:
-            self.connect(options.get("publish_timeout"))
         task_id = options.get("task_id") or new_id()
         headers = dict(options.get("headers") or {})
         hooks = self._hooks()
@@ -417,6 +468,8 @@ class Producer:
         now = app.clock.now()
         route = app.router.find(name, args, kwargs)
         queue = options.get("queue") or (task.queue if task else None) or route.queue or app.settings.default_queue
+        if not eager:
+            self.connect(app.components.broker_of(queue), options.get("publish_timeout"))
         extra: dict[str, Any] = {}
         delay = _delay(options, now)
         if delay > 0:
@@ -453,9 +506,9 @@ class Producer:
         reply = None if not keeps else "" if eager else app.reply_address()
         payload = envelope.encode(Header(task_id, name, serializer.content_type, 0, now, reply, extra or None), body)
         if not eager:
-            caps = app.transport.capabilities
+            caps = app.components.transport_of(queue).capabilities
             if caps.max_payload_bytes is not None and len(payload) > caps.max_payload_bytes:
-                raise _too_large(name, len(payload), caps.max_payload_bytes, app.broker_name)
+                raise _too_large(name, len(payload), caps.max_payload_bytes, app.components.label_of(queue))
             if caps.max_delay_s is not None:
                 delay = min(delay, caps.max_delay_s)  # the first leg; a worker sends it on until its time has come
         outbound = Outbound(
@@ -481,7 +534,7 @@ class Producer:
     ) -> None:
         """Refuse what this broker, or this queue, cannot keep, before anything is sent."""
         caps = self.app.components.of_queue(queue)
-        broker = self.app.broker_name
+        broker = self.app.components.label_of(queue)
         if delay > 0 and caps.delay is Support.NO:
             what = "on an ordered queue " if self.app.queue_spec(queue).ordered else ""
             raise NotSupported(f"task {name}: {broker} cannot delay messages {what}so countdown and eta cannot be "

@@ -72,8 +72,8 @@ class AsyncResult(Generic[R]):
         import asyncio  # a fifth of the import time of a program that may never await
 
         record = self._final()
-        if record is None:
-            await self._app.aconnect()
+        if record is None and not self._app.components.connected():
+            await self._app.arun(lambda: self._app.store)
         self._check_wait(allow_in_task)
         if record is None:
             future = self._app.waiter.subscribe(self.id, asyncio.get_running_loop())

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from taskq.config import ConfigWarning, Given, LoadedConfig, Origin, QueueSettings, RouteSettings, Settings, load
 from taskq.config.merge import dotted, leaves, variables
 from taskq.config.sources import read_file
-from taskq.errors import ConfigError, NotSupported, UnknownSetting
+from taskq.errors import ConfigError, UnknownSetting
 from taskq.spi import Url
 
 Loader = Callable[..., LoadedConfig]
@@ -314,7 +314,7 @@ def test_unknown_variables_only_warn(loader: Loader) -> None:
     text = str(caught[0].message)
     assert loaded.warnings == (text,)
     assert all(name in text for name in environ)
-    assert "TASKQ_BROKR (did you mean TASKQ_BROKER?)" in text
+    assert "TASKQ_BROKR (did you mean TASKQ_BROKER or TASKQ_BROKERS?)" in text
     assert "here it is result_store" in text
     assert "Kubernetes" in text
     assert "secret" not in text
@@ -339,7 +339,7 @@ def test_two_spellings_of_one_variable(loader: Loader) -> None:
 @pytest.mark.parametrize(
     ("code", "message"),
     [
-        ({"brokr": "x"}, "unknown setting 'brokr' (code); did you mean 'broker'?"),
+        ({"brokr": "x"}, "unknown setting 'brokr' (code); did you mean 'broker' or 'brokers'?"),
         ({"worker": {"concurency": 1}}, "unknown setting 'worker.concurency' (code); did you mean 'concurrency'?"),
         ({"concurrency": 1}, "unknown setting 'concurrency' (code); did you mean 'worker.concurrency'?"),
         ({"result-store": "x"}, "unknown setting 'result-store' (code); did you mean 'result_store'?"),
@@ -420,10 +420,32 @@ def test_other_names_of_celery(loader: Loader) -> None:
         loader({"CELERY_SECURITY_DIGEST": 3})
 
 
-@pytest.mark.parametrize("code", [{"brokers": {"eu": "redis://h"}}, {"queues": {"a": {"broker": "eu"}}}])
-def test_the_seam_for_several_brokers_is_refused(loader: Loader, code: dict[str, Any]) -> None:
-    with pytest.raises(NotSupported, match="not supported yet"):
-        loader(code)
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"code": {"brokers": {"eu": "redis://h"}}},
+        {"code": {"brokers.eu": {"url": ["redis://h"]}}},
+        {"code": {"brokers.eu.url": "redis://h"}},
+        {"file": "[brokers]\neu = 'redis://h'\n"},
+        {"file": "[brokers.eu]\nurl = 'redis://h'\n"},
+        {"environ": {"TASKQ_BROKERS__EU": "redis://h"}},
+        {"environ": {"TASKQ_BROKERS__EU__URL": "redis://h"}},
+        {"environ": {"TASKQ_BROKERS": '{"eu": "redis://h"}'}},
+    ],
+)
+def test_further_brokers(loader: Loader, given: dict[str, Any]) -> None:
+    loaded = loader(given.pop("code", {}) | {"queues.a.broker": "eu"}, **given)
+    assert [str(url) for url in loaded.settings.brokers["eu"].url] == ["redis://h"]
+    assert loaded.settings.queues["a"].broker == "eu"
+
+
+def test_a_queue_on_a_broker_that_nobody_names(loader: Loader) -> None:
+    with pytest.raises(ConfigError, match=r"queues\.a\.broker: there is no broker 'eu-wst'; did you mean 'eu-west'"):
+        loader({"brokers": {"eu-west": "redis://h"}, "queues": {"a": {"broker": "eu-wst"}}})
+    with pytest.raises(ConfigError, match="under brokers there is none"):
+        loader({"queues": {"a": {"broker": "eu"}}})
+    with pytest.raises(ConfigError, match=r"brokers\.eu\.url: expected a URL"):
+        loader({"brokers": {"eu": 17}})
 
 
 def test_all_problems_at_once(loader: Loader, home: Path) -> None:

@@ -39,8 +39,7 @@ def dead() -> None:
 def list_(context: Context, names: str | None, limit: int, as_json: bool) -> None:
     """List dead letters, oldest first."""
     wanted = queue_names(context, names)
-    letters = DeadLetters(context.app.transport)
-    found = [letter for queue in wanted for letter in letters.list(queue, limit=limit)]
+    found = [letter for queue in wanted for letter in _letters(context, queue).list(queue, limit=limit)]
     if as_json:
         click.echo(json.dumps([_entry(letter) for letter in found]))
         return
@@ -61,10 +60,9 @@ def list_(context: Context, names: str | None, limit: int, as_json: bool) -> Non
 @click.pass_obj
 def show(context: Context, task_id: str, names: str | None, as_json: bool) -> None:
     """Show one dead letter with its history and traceback. TASK_ID may be its beginning."""
-    letters = DeadLetters(context.app.transport)
     wanted = queue_names(context, names)
     for queue in wanted:
-        letter = letters.find(queue, task_id)
+        letter = _letters(context, queue).find(queue, task_id)
         if letter is not None:
             break
     else:
@@ -97,12 +95,11 @@ def replay(
 ) -> None:  # fmt: skip
     """Send dead letters back to their queues, to run again."""
     wanted = _wanted(task_ids, every, task)
-    letters = DeadLetters(context.app.transport)
     counts: dict[str, int] = {}
     for queue in queue_names(context, names):
         left = None if limit is None else limit - sum(counts.values())
         if left is None or left > 0:
-            counts[queue] = letters.replay(queue, wanted, to=to, limit=left)
+            counts[queue] = _letters(context, queue).replay(queue, wanted, to=to, limit=left)
     _report(counts, "replayed", as_json)
 
 
@@ -129,8 +126,12 @@ def purge(
     queues = queue_names(context, names)
     if not force:
         click.confirm(f"Throw away dead letters of {', '.join(queues)} for ever?", abort=True, err=True)
-    letters = DeadLetters(context.app.transport)
-    _report({queue: letters.purge(queue, wanted) for queue in queues}, "removed", as_json)
+    _report({queue: _letters(context, queue).purge(queue, wanted) for queue in queues}, "removed", as_json)
+
+
+def _letters(context: Context, queue: str) -> DeadLetters:
+    find = context.app.components.transport_of
+    return DeadLetters(find(queue), find)
 
 
 def _wanted(task_ids: tuple[str, ...], every: bool, task: str | None) -> Callable[[DeadLetter], bool]:

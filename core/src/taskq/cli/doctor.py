@@ -6,9 +6,11 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable
+from functools import partial
 
 import click
 
+from taskq.app import TaskQ
 from taskq.cli.group import Context, shared_options
 from taskq.errors import TaskQError
 
@@ -26,6 +28,7 @@ def doctor(context: Context, as_json: bool) -> None:
         ("configuration", lambda: _made(app.config)),
         ("tasks", lambda: _tasks(context)),
         ("broker", lambda: _made(app.transport)),
+        *((f"broker {name}", partial(_reached, app, name)) for name in app.settings.brokers),
         ("result store", lambda: "off: AsyncResult.get() will refuse" if app.store is None else None),
         ("serializer", lambda: _made(app.codec.serializer(app.settings.serializer))),
     ]
@@ -52,6 +55,10 @@ def doctor(context: Context, as_json: bool) -> None:
 
 def _made(part: object) -> None:
     """Say nothing is wrong: what could be wrong was raised while the part was made."""
+
+
+def _reached(app: TaskQ, broker: str) -> None:
+    app.components.broker(broker)
 
 
 def _tasks(context: Context) -> str | None:

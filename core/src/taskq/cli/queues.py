@@ -11,6 +11,7 @@ from taskq.app import TaskQ
 from taskq.cli.group import Context, shared_options
 from taskq.dead import SUFFIX
 from taskq.errors import NotSupported
+from taskq.message import QueueStats
 from taskq.spi.store import SupportsStoreMaintenance
 from taskq.spi.transport import SupportsMaintenance, SupportsPurge, SupportsStats
 
@@ -31,12 +32,14 @@ def queue_names(context: Context, given: str | None) -> list[str]:
 @click.pass_obj
 def queues(context: Context, names: str | None, as_json: bool) -> None:
     """Count ready, running, delayed and dead messages."""
-    app = context.app
-    transport = app.transport
-    if not isinstance(transport, SupportsStats):
-        raise NotSupported(f"{app.broker_name} cannot count messages")
+    components = context.app.components
     wanted = queue_names(context, names)
-    counts = transport.stats([*wanted, *(name + SUFFIX for name in wanted)])
+    counts: dict[str, QueueStats] = {}
+    for broker, own_queues in components.by_broker(wanted).items():
+        transport = components.broker(broker)
+        if not isinstance(transport, SupportsStats):
+            raise NotSupported(f"{components.label(broker)} cannot count messages")
+        counts |= transport.stats([*own_queues, *(name + SUFFIX for name in own_queues)])
     rows = []
     for name in wanted:
         own, dead = counts.get(name), counts.get(name + SUFFIX)
@@ -65,14 +68,18 @@ def queues(context: Context, names: str | None, as_json: bool) -> None:
 def purge(context: Context, names: str | None, force: bool, as_json: bool) -> None:
     """Throw away waiting and delayed messages; what runs goes on."""
     wanted = queue_names(context, names)
-    transport = context.app.transport
-    if not isinstance(transport, SupportsPurge):
-        raise NotSupported(f"{context.app.broker_name} cannot empty a queue")
+    components = context.app.components
+    brokers = components.by_broker(wanted)
+    for broker in brokers:
+        if not isinstance(components.broker(broker), SupportsPurge):
+            raise NotSupported(f"{components.label(broker)} cannot empty a queue")
     if not force:
-        click.confirm(
-            f"Throw away all messages of {', '.join(wanted)} on {context.app.broker_name}?", abort=True, err=True
-        )
-    counts = dict(transport.purge(wanted))
+        where = " and ".join(map(components.label, brokers))
+        click.confirm(f"Throw away all messages of {', '.join(wanted)} on {where}?", abort=True, err=True)
+    counts: dict[str, int] = {}
+    for broker, own_queues in brokers.items():
+        transport: Any = components.broker(broker)
+        counts |= transport.purge(own_queues)
     if as_json:
         click.echo(json.dumps(counts))
         return
@@ -86,7 +93,9 @@ def purge(context: Context, names: str | None, force: bool, as_json: bool) -> No
 def maintain(context: Context) -> None:
     """Reap dead workers' messages, promote delayed ones, sweep expired results, until nothing is due."""
     app: TaskQ = context.app
-    parts: list[tuple[str, Any]] = [("broker", app.transport), ("result store", app.store)]
+    parts: list[tuple[str, Any]] = [("broker", app.transport)]
+    parts += [(f"broker {name}", app.components.broker(name)) for name in app.settings.brokers]
+    parts.append(("result store", app.store))
     for label, part in parts:
         if not isinstance(part, SupportsMaintenance | SupportsStoreMaintenance):
             click.echo(f"{label}: nothing to maintain")

@@ -16,17 +16,17 @@ from taskq.config.schema import (
     IGNORED_VARIABLES,
     PLUGIN_SECTIONS,
     READ_ELSEWHERE,
-    RESERVED,
+    SHORT,
     RouteSettings,
     Section,
     Settings,
 )
 from taskq.config.sources import DEFAULT, Given, Origin, Path
 from taskq.config.values import About, Field, Mismatch, convert, fields_of
-from taskq.errors import ConfigError, NotSupported, UnknownSetting
+from taskq.errors import ConfigError, UnknownSetting
 
 SECTIONS = frozenset(PLUGIN_SECTIONS.values())
-_NAMED = SECTIONS | {"queues", "schedules"}
+_NAMED = SECTIONS | {"brokers", "queues", "schedules"}
 """Tables of tables, whose names the user chooses."""
 _BAD: Any = object()
 
@@ -77,7 +77,8 @@ def suggest(name: str, known: Iterable[str]) -> str:
 
     lower, known = name.lower().replace("-", "_"), list(known)
     last = {k: k.rpartition(".")[2] for k in known}
-    near = [k for k in known if lower in (k, last[k])] or get_close_matches(lower, known, 3, 0.65)
+    near = [k for k in known if lower == k] or [k for k in known if lower == last[k]]
+    near = near or get_close_matches(lower, known, 3, 0.65)
     near = near or [k for k in known if get_close_matches(lower, [last[k]], 1, 0.8)]
     return f"; did you mean {' or '.join(repr(k) for k in near[:3])}?" if near else ""
 
@@ -112,6 +113,8 @@ class Merge:
                 continue
             path, origin = known.get(name), Origin("environment", name)
             section, _, rest = name.removeprefix("TASKQ_").lower().partition("__")
+            if path is None and section in SHORT and rest and "__" not in rest:
+                rest += f"__{SHORT[section]}"
             if path is None and section in _NAMED and "__" in rest:
                 middle, _, key = rest.partition("__")
                 middle = next((p[1] for p in self.entries if p[0] == section and plain(p[1]) == middle), middle)
@@ -134,9 +137,10 @@ class Merge:
         if value is None:
             return
         pattern, origin = pattern_of(path), origin_of(path)
-        if pattern in RESERVED:
-            self.problems.append(NotSupported(f"{dotted(path)} ({origin}): {RESERVED[pattern]}"))
-        elif pattern in leaves():
+        if len(path) == 2 and path[0] in SHORT and not isinstance(_from_json(value), Mapping):
+            path = (*path, SHORT[path[0]])
+            pattern = pattern_of(path)
+        if pattern in leaves():
             result = self.convert(path, leaves()[pattern], value, origin)
             if result is not _BAD:
                 self.entries[path] = Given(result, origin)
@@ -240,6 +244,11 @@ def _contradictions(settings: Settings) -> Iterable[tuple[Path, str]]:
         yield ("worker", "autoscale"), f"the minimum {low} is above the maximum {high}"
     if settings.retry_backoff > settings.retry_backoff_max:
         yield ("retry_backoff",), "it is longer than retry_backoff_max"
+    for name, queue in settings.queues.items():
+        if queue.broker is not None and queue.broker not in settings.brokers:
+            known = ", ".join(settings.brokers) or "none"
+            advice = suggest(queue.broker, settings.brokers) or f"; under brokers there is {known}"
+            yield ("queues", name, "broker"), f"there is no broker {queue.broker!r}{advice}"
     for route in settings.routes:
         try:
             re.compile(route.match[3:] if route.match.startswith("re:") else "")

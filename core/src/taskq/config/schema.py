@@ -28,9 +28,16 @@ class Section(Struct, frozen=True, kw_only=True):
         return f"{type(self).__name__}({', '.join(f'{key}={value!r}' for key, value in redact(self).items())})"
 
 
+class BrokerSettings(Section, frozen=True, kw_only=True):
+    """``brokers.NAME``: a further broker; ``brokers.NAME = URL`` is short for its ``url``."""
+
+    url: Annotated[tuple[Url, ...], About('broker URL; ";" or a list for fail-over servers')]
+
+
 class QueueSettings(Section, frozen=True, kw_only=True):
     """``queues.NAME``: how one queue is declared and sent to."""
 
+    broker: Annotated[str | None, About("name of the broker, under brokers, that it is on; default: broker")] = None
     priority: Annotated[int | None, About("priority of messages that name none", choices=range(10))] = None
     ordered: Annotated[bool, About("strict first in, first out per group")] = False
     durable: Annotated[bool, About("whether the queue survives a restart of the broker")] = True
@@ -98,6 +105,7 @@ class Settings(Section, frozen=True, kw_only=True):
     """All settings of the kernel. ``result_store`` is None for "by the broker's kind" and ``()`` for none."""
 
     broker: Annotated[tuple[Url, ...], About('broker URL; ";" or a list for fail-over servers')] = (Url("sqlite"),)
+    brokers: Annotated[Mapping[str, BrokerSettings], About("further brokers, for the queues that name one")] = {}
     result_store: Annotated[
         tuple[Url, ...] | None, About('result store URL, "none", or "auto": the broker where it can', none=())
     ] = None
@@ -164,12 +172,8 @@ PLUGIN_SECTIONS: Mapping[str, str] = {
 }
 """Kind of plugin to the table that holds its options; ``extensions`` is for hook-only plugins (``taskq.plugins``)."""
 
-RESERVED: Mapping[tuple[str, ...], str] = {
-    ("brokers",): "several brokers in one application are not supported yet; set one URL as broker",
-    ("queues", "*", "broker"): "a broker per queue is not supported yet; every queue is on the one that broker names",
-}
-"""The seam for several brokers: ``brokers`` (name to URL) and ``queues.NAME.broker``. Refused, so that nothing set is
-ignored; what they become is a mapping from queue to transport in the producer and the worker."""
+SHORT: Mapping[str, str] = {"brokers": "url"}
+"""Tables of tables in which a plain value stands for the table's one setting: ``brokers.eu = "redis://…"``."""
 
 READ_ELSEWHERE = ("TASKQ_APP", "TASKQ_CONFIG")
 """Variables that are no settings: the command line's ``-A``, and the name of the file."""
