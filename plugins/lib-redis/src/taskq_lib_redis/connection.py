@@ -8,7 +8,6 @@ know them. Nothing here survives a fork; owners check the process.
 from __future__ import annotations
 
 import hashlib
-import select
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -20,6 +19,7 @@ from redis.retry import Retry
 
 from taskq.errors import NotSupported, TaskQError
 from taskq.spi import Url
+from taskq_lib_client.bell import Source, ready
 
 DEFAULT_PORT = 6379
 SENTINEL_PORT = 26379
@@ -140,16 +140,6 @@ class Redirected(ServerError):
         self.ask = ask
 
 
-def ready(sockets: Sequence[Any], timeout: float) -> set[int]:
-    """Return the descriptors that can be read, waiting up to ``timeout`` seconds for one."""
-    if not hasattr(select, "poll"):  # Windows
-        return {s.fileno() for s in select.select(sockets, [], [], max(0.0, timeout))[0]}
-    poll = select.poll()
-    for sock in sockets:
-        poll.register(sock, select.POLLIN)
-    return {descriptor for descriptor, _ in poll.poll(max(0.0, timeout * 1000))}
-
-
 class RedisLink:
     """A connection that is made at first use, and again after it broke; for one thread at a time."""
 
@@ -233,7 +223,7 @@ class RedisLink:
         self._pending -= 1
         return answer
 
-    def readable(self, timeout: float, also: Any = None) -> bool:
+    def readable(self, timeout: float, also: Source | None = None) -> bool:
         """Wait until an answer can be read, ``also`` can, or the timeout passes; whether an answer can."""
         connection = self._connection
         if connection is None:

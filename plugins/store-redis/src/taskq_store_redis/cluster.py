@@ -58,8 +58,8 @@ class ClusterStore(RedisStore):
         answers: list[Any] = self.run(lambda lines: lines.pipeline(commands))
         return self._answers([None if isinstance(a, ServerError) and a.code == "WRONGTYPE" else a for a in answers])
 
-    def _forget(self, keys: Sequence[str]) -> None:
-        self._answers(self.run(lambda lines: lines.pipeline([(b"DEL", key) for key in keys])))
+    def _forget(self, ids: Sequence[str]) -> None:
+        self._answers(self.run(lambda lines: lines.pipeline([(b"DEL", key) for key in self._keys(ids)])))
 
     def _apply(self, keys: Sequence[str], args: Sequence[Any]) -> Sequence[Any]:
         """Run the operations of each slot together; those of one key stay in their order."""

@@ -12,12 +12,6 @@ class StoreRefused(StoreError):
     retryable = False
 
 
-class StoreClosed(StoreError):
-    """The store was used before ``open()``, after ``close()``, or in another process than it was opened in."""
-
-    retryable = False
-
-
 class AnswerLost(StoreUnavailable):
     """The connection broke after something was sent; whether it was done is not known."""
 

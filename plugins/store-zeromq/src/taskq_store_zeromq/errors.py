@@ -17,9 +17,3 @@ class StoreRefused(StoreError):
 
 class StoreFull(StoreError):
     """The hub has no room for more results."""
-
-
-class StoreClosed(StoreError):
-    """The store was used before it was opened, after it was closed, or in another process."""
-
-    retryable = False

@@ -16,10 +16,11 @@ from typing import TYPE_CHECKING, Any
 
 from taskq.errors import TransportClosed, TransportError
 from taskq.message import Delivery, Fetched, Lost, Receipt, Settlement, Subscription
+from taskq_lib_client.bell import Bell, ready
 from taskq_lib_redis.cluster import Address, Lines, Nodes, slot_of
-from taskq_lib_redis.connection import Redirected, RedisLink, Script, ServerError, ready
+from taskq_lib_redis.connection import Redirected, RedisLink, Script, ServerError
 from taskq_transport_redis import scripts
-from taskq_transport_redis.consumer import RedisConsumer, waking_pipe
+from taskq_transport_redis.consumer import RedisConsumer
 from taskq_transport_redis.settling import NOT_HELD, Place
 
 if TYPE_CHECKING:
@@ -202,7 +203,7 @@ class ClusterConsumer:
         self._next_look = 0.0
         self._blocked = False
         self._woken = False
-        self._pipe, self._bell = waking_pipe()
+        self._bell = Bell()
 
     # --------------------------------------------------------------------------------------------------- intake
 
@@ -220,7 +221,7 @@ class ClusterConsumer:
     def credit(self, n: int, max_bytes: int) -> None:
         self._check()
         self._credit, self._max_bytes = n, max_bytes
-        self._poke()
+        self._bell.ring()
 
     def fetch(self, limit: int, wait: float, *, ahead: int = 0) -> Fetched:
         self._check()
@@ -233,7 +234,7 @@ class ClusterConsumer:
             left = end - time.monotonic()
             if self._woken or left <= 0:
                 self._woken = False
-                self._drain()
+                self._bell.hush()
                 return Fetched((), ())
             self._wait(left)
 
@@ -324,10 +325,8 @@ class ClusterConsumer:
         number = self._numbers.get(queue)
         if number is None:
             space = self._transport.space(queue)
-            place = Place(
-                space, _Member(self._claims), _Member(self._settles), (f"{space}-",), self._settling,
-                (self._pipe, self._bell),
-            )  # fmt: skip
+            claims, settles = _Member(self._claims), _Member(self._settles)
+            place = Place(space, claims, settles, (f"{space}-",), self._settling, self._bell)
             member = RedisConsumer(self._transport, place)
             member.subscribe([Subscription(queue)])
             number = self._numbers[queue] = len(self._members)
@@ -364,16 +363,16 @@ class ClusterConsumer:
         if not self._queues or self._room(1) <= 0 or self._blocked:
             self._starved = True
             if not self._queues or self._room(1) <= 0 or self._blocked:
-                ready((self._pipe,), min(left, self._transport.options.poll_interval))
+                ready((self._bell,), min(left, self._transport.options.poll_interval))
             self._starved = False
-            self._drain()
+            self._bell.hush()
             return
         now = time.monotonic()
         times = [now + left, self._next_look, *self._due.values()]
         if self._barred:  # who had its queues may have been replaced
             times.append(now + _BARRED)
-        ready((self._pipe, *self._bells.sockets()), max(0.0, min(times) - now))
-        self._drain()
+        ready((self._bell, *self._bells.sockets()), max(0.0, min(times) - now))
+        self._bell.hush()
 
     def _holding(self) -> tuple[int, int]:
         count = size = 0
@@ -408,7 +407,7 @@ class ClusterConsumer:
             except TransportError as error:
                 problem = error  # the others are settled all the same
         if self._starved:
-            self._poke()
+            self._bell.ring()
         if problem is not None:
             raise problem
         return lost
@@ -447,20 +446,7 @@ class ClusterConsumer:
 
     def wake(self) -> None:
         self._woken = True
-        self._poke()
-
-    def _poke(self) -> None:
-        try:
-            self._bell.send(b"1")
-        except OSError:
-            return  # full, so it is woken already; or closed
-
-    def _drain(self) -> None:
-        try:
-            while len(self._pipe.recv(4096)) == 4096:
-                continue
-        except OSError:
-            return
+        self._bell.ring()
 
     def close(self, timeout: float | None = None) -> None:
         if self._closed:
@@ -473,7 +459,6 @@ class ClusterConsumer:
             self._claims.close()
             self._settles.close()
             self._bells.close()
-        self._pipe.close()
         self._bell.close()
 
     def _check(self) -> None:

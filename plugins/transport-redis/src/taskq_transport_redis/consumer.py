@@ -12,7 +12,6 @@ from __future__ import annotations
 import logging
 import os
 import random
-import socket
 import time
 from collections import deque
 from collections.abc import Sequence
@@ -20,7 +19,8 @@ from typing import TYPE_CHECKING, Any
 
 from taskq.errors import AuthenticationFailed, ConnectionLost, TransportError
 from taskq.message import RELEASE, Delivery, Fetched, Settlement, Subscription
-from taskq_lib_redis.connection import RedisLink, ServerError, ready
+from taskq_lib_client.bell import ready
+from taskq_lib_redis.connection import RedisLink, ServerError
 from taskq_lib_redis.records import RedisResults
 from taskq_transport_redis import scripts
 from taskq_transport_redis.settling import Holder, LeaseLost, Place, RedisCommitter
@@ -36,14 +36,6 @@ _WAKE_TTL_MS = 60_000
 _SHORT = 0.3
 _PATIENCE = 0.05
 """Seconds that a wake waits for the settling connection before it breaks the waiting one instead."""
-
-
-def waking_pipe() -> tuple[socket.socket, socket.socket]:
-    """Return two ends: what is written to the second ends a wait on the first."""
-    pipe, bell = socket.socketpair()
-    pipe.setblocking(False)
-    bell.setblocking(False)
-    return pipe, bell
 
 
 class RedisConsumer(Holder):
@@ -76,12 +68,11 @@ class RedisConsumer(Holder):
         self._complained: set[bytes] = set()
         self.alone = True
         """Whether nothing is held by others that share our credit."""
-        self._shares_pipe = place.pipe is not None
-        self._pipe, self._bell = place.pipe or waking_pipe()
+        self._shares_bell = place.bell is not None
         try:
             self._enter()
         except BaseException:
-            self._close_pipe()
+            self._close_bell()
             self._claims.close()
             raise
 
@@ -95,9 +86,8 @@ class RedisConsumer(Holder):
         """Whether the next message is larger than the bytes that are left."""
         return self._blocked
 
-    def _close_pipe(self) -> None:
-        if not self._shares_pipe:
-            self._pipe.close()
+    def _close_bell(self) -> None:
+        if not self._shares_bell:
             self._bell.close()
 
     # ------------------------------------------------------------------------------------- standing on the server
@@ -160,7 +150,7 @@ class RedisConsumer(Holder):
     def credit(self, n: int, max_bytes: int) -> None:
         self._check()
         self._credit, self._max_bytes = n, max_bytes
-        self._poke()
+        self._bell.ring()
 
     def fetch(self, limit: int, wait: float, *, ahead: int = 0) -> Fetched:
         self._check()
@@ -174,7 +164,7 @@ class RedisConsumer(Holder):
             left = end - time.monotonic()
             if self._woken or self._losses or left <= 0:
                 self._woken = False
-                self._drain()
+                self._bell.hush()
                 return Fetched((), self.losses())
             self._wait(left)
 
@@ -333,9 +323,9 @@ class RedisConsumer(Holder):
             # nothing may be taken: listening for bells would take them from those who can
             self._starved = True
             if not self._subscribed or self._room(1) <= 0 or self._blocked:
-                ready((self._pipe,), min(left, poll))
+                ready((self._bell,), min(left, poll))
             self._starved = False
-            self._drain()
+            self._bell.hush()
             return
         pause = min(left, poll)
         exact = pause < _SHORT
@@ -348,17 +338,17 @@ class RedisConsumer(Holder):
         try:
             self._claims.send(b"BLPOP", *bells, f"{p}w:{name}", f"{max(0.001, served):.3f}")
             patience = pause if exact else pause + self._transport.options.timeout
-            if not self._claims.readable(patience, self._pipe):
-                if not exact and not ready((self._pipe,), 0):
+            if not self._claims.readable(patience, self._bell):
+                if not exact and not ready((self._bell,), 0):
                     self._claims.close()
                     raise ConnectionLost(f"{self._transport.target.name} does not answer any more")
-                self._drain()
+                self._bell.hush()
                 self._end_waiting(name)
             self._claims.receive()
         except ServerError as error:
             if error.code == "WRONGTYPE":
                 self._complain(b"b:")
-                ready((self._pipe,), pause)
+                ready((self._bell,), pause)
                 return
             if error.code != "UNBLOCKED":
                 raise TransportError(f"{self._transport.target.name} refused BLPOP: {error}") from error
@@ -387,20 +377,7 @@ class RedisConsumer(Holder):
 
     def wake(self) -> None:
         self._woken = True
-        self._poke()
-
-    def _poke(self) -> None:
-        try:
-            self._bell.send(b"1")
-        except OSError:
-            return  # full, so it is woken already; or closed
-
-    def _drain(self) -> None:
-        try:
-            while len(self._pipe.recv(4096)) == 4096:
-                continue
-        except OSError:
-            return
+        self._bell.ring()
 
     def close(self, timeout: float | None = None) -> None:
         if self._closed:
@@ -415,7 +392,7 @@ class RedisConsumer(Holder):
             if self.id:
                 self._leave()
             self._settles.close()
-        self._close_pipe()
+        self._close_bell()
         self._held.clear()
         self._buffer.clear()
 

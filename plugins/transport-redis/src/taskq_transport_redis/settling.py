@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import os
-import socket
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -14,6 +13,7 @@ import msgspec
 
 from taskq.errors import TransportClosed, TransportError
 from taskq.message import RELEASE, Commit, Lost, Receipt, Settlement
+from taskq_lib_client.bell import Bell
 from taskq_lib_redis.connection import Script, ServerError
 from taskq_lib_redis.records import RedisResults, push_arguments, record_arguments
 from taskq_transport_redis import scripts
@@ -53,7 +53,7 @@ class Place:
     """A key that never exists: named beside another, it makes a cluster refuse a script while the slot is moved."""
     settling: threading.Lock = field(default_factory=threading.Lock)
     """Held for a round trip of the settling connection."""
-    pipe: tuple[socket.socket, socket.socket] | None = None
+    bell: Bell | None = None
     """What wakes the intake thread, where several consumers share it."""
 
 
@@ -66,6 +66,8 @@ class Holder:
         self._keys = (f"{place.prefix}c", *place.guard)
         self._settles = place.settles
         self._settling = place.settling
+        self._bell = place.bell or Bell()
+        """Ends the intake thread's wait."""
         self._state = threading.Lock()
         """Guards what is held, the bytes, the losses and the name; never held over a call of the server."""
         self.id = ""
@@ -94,10 +96,6 @@ class Holder:
     def _lease_ms(self) -> int:
         return max(1, round(self._transport.lease_s * 1000))
 
-    def _poke(self) -> None:
-        """Wake the intake thread."""
-        raise NotImplementedError
-
     def _run(self, link: Link, script: Script, args: Sequence[Any]) -> Any:
         try:
             return link.script(script, self._keys, args)
@@ -118,7 +116,7 @@ class Holder:
             self._losses += [Lost(receipt, _GONE) for receipt in self._held]
             self._held.clear()
             self._bytes = 0
-        self._poke()
+        self._bell.ring()
 
     def settle(self, settlements: Sequence[Settlement]) -> Sequence[Lost]:
         self._check()
@@ -178,7 +176,7 @@ class Holder:
             if self.id == name:
                 self._bytes -= sum(size for _, size in ended.values())
         if self._starved:
-            self._poke()
+            self._bell.ring()
 
     def _settle_arguments(
         self, settlements: Sequence[Settlement], commits: Sequence[Commit], ended: dict[int, tuple[int, int]]
