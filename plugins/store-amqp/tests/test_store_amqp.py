@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from typing import Any
 
 import pika
@@ -16,24 +17,20 @@ from taskq.spi import ReadableBy, StoreConfig, parse_urls
 from taskq_store_amqp.options import MAX_RECORD_BYTES, AmqpStoreOptions
 from taskq_store_amqp.store import AmqpStore
 from tests.support.rabbitmq_servers import names
+from tests.support.steps import opening
 
 Make = Callable[..., AmqpStore]
 
 
 @pytest.fixture
 def make(rabbitmq_url: str) -> Iterator[Make]:
-    made: list[AmqpStore] = []
+    with ExitStack() as stack:
 
-    def one(**options: Any) -> AmqpStore:
-        config = StoreConfig(urls=parse_urls(rabbitmq_url), options=AmqpStoreOptions(**{"timeout": 3.0, **options}))
-        store = AmqpStore(config)
-        store.open()
-        made.append(store)
-        return store
+        def one(**options: Any) -> AmqpStore:
+            config = StoreConfig(urls=parse_urls(rabbitmq_url), options=AmqpStoreOptions(**{"timeout": 3.0, **options}))
+            return stack.enter_context(opening(AmqpStore(config)))
 
-    yield one
-    for store in made:
-        store.close(timeout=2.0)
+        yield one
 
 
 def record(name: str, to: AmqpStore | None, payload: bytes = b"done", **fields: Any) -> Record:

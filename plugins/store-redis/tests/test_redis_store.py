@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from typing import Any, TypeVar
+from contextlib import AbstractContextManager
+from typing import Any
 
 import pytest
 import redis
@@ -18,35 +17,16 @@ from taskq.testing import TcpProxy
 from taskq_store_redis.options import RedisStoreOptions
 from taskq_store_redis.store import RedisStore
 from tests.support.redis_servers import OwnServer, keys
-
-PATIENCE = 20.0
-T = TypeVar("T")
+from tests.support.steps import PATIENCE, opening, persistently
 
 
-@contextmanager
-def opened(url: str, **options: Any) -> Iterator[RedisStore]:
+def opened(url: str, **options: Any) -> AbstractContextManager[RedisStore]:
     options = {"timeout": 3.0, "connect_timeout": 3.0, **options}
-    store = RedisStore(StoreConfig(urls=parse_urls(url), options=RedisStoreOptions(**options)))
-    try:
-        store.open()
-        yield store
-    finally:
-        store.close(timeout=2.0)
+    return opening(RedisStore(StoreConfig(urls=parse_urls(url), options=RedisStoreOptions(**options))))
 
 
 def record(name: str, store: RedisStore | None = None, **fields: Any) -> Record:
     return Record(name, "SUCCESS", b"result", reply=store.reply_address() if store else None, **fields)
-
-
-def persistently(call: Callable[[], T]) -> T:
-    deadline = time.monotonic() + PATIENCE
-    while True:
-        try:
-            return call()
-        except StoreError as error:
-            if not error.retryable or time.monotonic() > deadline:
-                raise
-            time.sleep(0.02)
 
 
 def test_a_pushed_result_costs_the_waiting_side_no_command(redis_url: str, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from taskq.message import Record
 from taskq.spi import Durable, Op, OpKind, StoreConfig, parse_urls
 from taskq_store_zeromq.options import ZeroMQStoreOptions
 from taskq_store_zeromq.store import ZeroMQStore
+from tests.support.steps import opening, persistently
 from tests.support.zeromq_hubs import HubForge
 
 Make = Callable[..., ZeroMQStore]
@@ -21,33 +23,18 @@ Make = Callable[..., ZeroMQStore]
 
 @pytest.fixture
 def make() -> Iterator[Make]:
-    made: list[ZeroMQStore] = []
+    with ExitStack() as stack:
 
-    def make(url: str, **options: Any) -> ZeroMQStore:
-        options = {"timeout": 2.0, "connect_timeout": 2.0, "heartbeat": 1.0, **options}
-        store = ZeroMQStore(StoreConfig(urls=parse_urls(url), options=ZeroMQStoreOptions(**options)))
-        made.append(store)
-        store.open()
-        return store
+        def make(url: str, **options: Any) -> ZeroMQStore:
+            options = {"timeout": 2.0, "connect_timeout": 2.0, "heartbeat": 1.0, **options}
+            store = ZeroMQStore(StoreConfig(urls=parse_urls(url), options=ZeroMQStoreOptions(**options)))
+            return stack.enter_context(opening(store, timeout=0.5))
 
-    yield make
-    for store in made:
-        store.close(timeout=0.5)
+        yield make
 
 
 def record(name: str, size: int = 10, **fields: Any) -> Record:
     return Record(name, "SUCCESS", b"x" * size, **fields)
-
-
-def persistently(call: Callable[[], Any], seconds: float = 10.0) -> Any:
-    end = time.monotonic() + seconds
-    while True:
-        try:
-            return call()
-        except StoreError as error:
-            if not error.retryable or time.monotonic() > end:
-                raise
-            time.sleep(0.02)
 
 
 def test_the_cap_evicts_the_oldest_and_says_so(zeromq_hubs: HubForge, make: Make) -> None:

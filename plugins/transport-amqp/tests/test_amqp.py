@@ -5,40 +5,36 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from typing import Any
 
 import pika
 import pytest
 
 from taskq.errors import AuthenticationFailed, NotSupported, QueueMissing, TransportError
-from taskq.message import RELEASE, Delivery, Outbound, QueueSpec, Settlement, Subscription
+from taskq.message import RELEASE, Delivery, Outbound, QueueSpec, Settlement
 from taskq.spi import DeliveryCount, Support, TransportConfig, Url, parse_urls
 from taskq.testing import TcpProxy
 from taskq_lib_amqp.servers import credentials, virtual_host
 from taskq_transport_amqp import delays
-from taskq_transport_amqp.consumer import AmqpConsumer
 from taskq_transport_amqp.options import AmqpOptions
 from taskq_transport_amqp.transport import AmqpTransport
 from tests.support.rabbitmq_servers import ask, names
+from tests.support.steps import PATIENCE, ack, collect, consumer_of, messages, nothing, opening
 
-PATIENCE = 20.0
 Make = Callable[..., AmqpTransport]
 
 
 @pytest.fixture
 def make(rabbitmq_url: str) -> Iterator[Make]:
-    made: list[AmqpTransport] = []
+    with ExitStack() as stack:
 
-    def one(url: str = rabbitmq_url, **options: Any) -> AmqpTransport:
-        config = TransportConfig(urls=parse_urls(url), options=AmqpOptions(**{"timeout": 3.0, **options}), lease_s=30.0)
-        transport = AmqpTransport(config)
-        transport.open()
-        made.append(transport)
-        return transport
+        def one(url: str = rabbitmq_url, **options: Any) -> AmqpTransport:
+            options = {"timeout": 3.0, **options}
+            config = TransportConfig(urls=parse_urls(url), options=AmqpOptions(**options), lease_s=30.0)
+            return stack.enter_context(opening(AmqpTransport(config)))
 
-    yield one
-    for transport in made:
-        transport.close(timeout=2.0)
+        yield one
 
 
 @pytest.fixture
@@ -46,39 +42,6 @@ def raw(rabbitmq_url: str) -> Iterator[Any]:
     """Another program's channel."""
     with pika.BlockingConnection(pika.URLParameters(rabbitmq_url)) as connection:
         yield connection.channel()
-
-
-def messages(*payloads: str, queue: str = "q", **fields: Any) -> list[Outbound]:
-    return [Outbound(p, queue, p.encode(), **fields) for p in payloads]
-
-
-def consumer(of: AmqpTransport, *queues: str, credit: int = 1000, order: Any = "fair") -> AmqpConsumer:
-    made = of.consumer()
-    made.credit(credit, 1 << 30)
-    made.subscribe([Subscription(q) for q in queues or ("q",)], order=order)
-    return made
-
-
-def collect(of: AmqpConsumer, n: int, *, limit: int = 0) -> list[Delivery]:
-    found: list[Delivery] = []
-    end = time.monotonic() + PATIENCE
-    while len(found) < n:
-        assert time.monotonic() < end, f"{len(found)} of {n} came: {[d.payload for d in found]}"
-        try:
-            found += of.fetch(limit or n - len(found), 0.2).deliveries
-        except TransportError as error:
-            if not error.retryable:
-                raise
-    return found
-
-
-def nothing(of: AmqpConsumer) -> None:
-    assert not of.fetch(10, 0.2).deliveries
-
-
-def acknowledge(of: AmqpConsumer, deliveries: list[Delivery]) -> None:
-    assert not of.settle([Settlement(d.receipt) for d in deliveries])
-    assert not of.flush(5.0)
 
 
 # ----------------------------------------------------------------------------------------------------- addresses
@@ -131,7 +94,7 @@ def test_queue_types(make: Make, rabbitmq_url: str, server_url: Callable[[str], 
     assert (found["q"]["type"], found["c"]["type"]) == ("quorum", "classic")
     assert found["q"]["arguments"]["x-dead-letter-routing-key"] == "q.dead"
     assert not transport.send([*messages("low", queue="c", priority=1), *messages("high", queue="c", priority=8)])
-    assert [d.payload for d in collect(consumer(transport, "c"), 2, limit=1)] == [b"high", b"low"]
+    assert [d.payload for d in collect(consumer_of(transport, "c"), 2, limit=1)] == [b"high", b"low"]
 
 
 @pytest.mark.parametrize(
@@ -156,7 +119,7 @@ def test_a_queue_of_another_kind_is_not_taken_for_ours(make: Make, raw: Any) -> 
         transport.declare([QueueSpec(name="theirs")])
     transport.declare([QueueSpec(name="theirs")], mode="verify")
     assert not transport.send(messages("a", queue="theirs"))
-    acknowledge(taker := consumer(transport, "theirs"), collect(taker, 1))
+    ack(taker := consumer_of(transport, "theirs"), collect(taker, 1))
 
 
 def test_a_queue_made_by_others_is_never_made_here(make: Make, raw: Any) -> None:
@@ -165,7 +128,7 @@ def test_a_queue_made_by_others_is_never_made_here(make: Make, raw: Any) -> None
     (failure,) = transport.send(messages("a", queue="theirs"))
     assert (failure.maybe_sent, failure.retryable) == (False, False)
     with pytest.raises(QueueMissing):
-        consumer(transport, "theirs")
+        consumer_of(transport, "theirs")
 
 
 @pytest.mark.parametrize("kind", ["quorum", "classic"])
@@ -175,7 +138,7 @@ def test_a_deleted_queue_is_made_again(make: Make, raw: Any, kind: str) -> None:
     RabbitMQ 3.10 does not tell the consumer of a quorum queue that is deleted and made again at once.
     """
     transport, sender = make(queue_type=kind), make(queue_type=kind)
-    taker = consumer(transport)
+    taker = consumer_of(transport)
     assert not sender.send(messages("a"))
     collect(taker, 1)
     raw.queue_delete("q")
@@ -188,13 +151,13 @@ def test_a_deleted_queue_is_made_again(make: Make, raw: Any, kind: str) -> None:
 def test_natively_dead_lettered_messages_are_where_the_kernels_are(make: Make) -> None:
     """Beyond its own limit the server moves a message to QUEUE.dead, and keeps it until there is such a queue."""
     transport = make(delivery_limit=2)
-    taker = consumer(transport)
+    taker = consumer_of(transport)
     assert not transport.send(messages("poison"))
     for _ in range(3):
         (delivery,) = collect(taker, 1)
         assert not taker.settle([Settlement(delivery.receipt, RELEASE, counted=True)])
     nothing(taker)
-    assert [d.payload for d in collect(consumer(transport, "q.dead"), 1)] == [b"poison"]
+    assert [d.payload for d in collect(consumer_of(transport, "q.dead"), 1)] == [b"poison"]
 
 
 def test_a_foreign_message_is_delivered_as_it_is(make: Make, raw: Any) -> None:
@@ -210,11 +173,11 @@ def test_a_foreign_message_is_delivered_as_it_is(make: Make, raw: Any) -> None:
     raw.basic_publish("", "q", b"", pika.BasicProperties())
     raw.basic_publish("", "q", b"y" * 400_000, everything)
     assert not transport.send(messages("ours"))
-    taker = consumer(transport)
+    taker = consumer_of(transport)
     found = collect(taker, 4)
     assert [len(d.payload) for d in found] == [9, 0, 400_000, 4]
     assert {d.deliveries for d in found} == {1}
-    acknowledge(taker, found)
+    ack(taker, found)
 
 
 def test_too_large_for_the_server(make: Make) -> None:
@@ -222,7 +185,7 @@ def test_too_large_for_the_server(make: Make) -> None:
     failures = transport.send([*messages("a"), Outbound("big", "q", b"x" * 1001), *messages("b")])
     assert [(f.index, f.maybe_sent, f.retryable) for f in failures] == [(1, False, False)]
     assert "1001 bytes" in failures[0].reason
-    assert [d.payload for d in collect(consumer(transport), 2)] == [b"a", b"b"]
+    assert [d.payload for d in collect(consumer_of(transport), 2)] == [b"a", b"b"]
 
 
 # ------------------------------------------------------------------------------------------------------- routing
@@ -247,10 +210,10 @@ def test_topic_and_fan_out(make: Make) -> None:
     ])  # fmt: skip
 
     def got(queue: str, n: int) -> set[bytes]:
-        taker = consumer(transport, queue)
+        taker = consumer_of(transport, queue)
         found = collect(taker, n)
         nothing(taker)
-        acknowledge(taker, found)
+        ack(taker, found)
         taker.close()
         return {d.payload for d in found}
 
@@ -286,7 +249,7 @@ def test_levels_add_up() -> None:
 
 def test_a_long_delay_does_not_hold_up_a_short_one(make: Make) -> None:
     transport = make()
-    taker = consumer(transport)
+    taker = consumer_of(transport)
     assert not transport.send(
         messages("hour", delay=3600.0) + messages("soon", delay=0.3) + messages("sooner", delay=0.1)
     )
@@ -301,7 +264,7 @@ def test_queues_with_like_names_do_not_get_each_others_delayed_messages(make: Ma
     for name in wanted:
         assert not transport.send(messages(f"to {name}", queue=name, delay=0.1))
     for name in wanted:
-        taker = consumer(transport, name)
+        taker = consumer_of(transport, name)
         assert [d.payload.decode() for d in collect(taker, 1)] == [f"to {name}"]
         nothing(taker)
 
@@ -314,7 +277,7 @@ def test_a_message_delayed_for_a_deleted_queue_is_kept(make: Make, raw: Any) -> 
     time.sleep(0.5)
     later = make()
     assert not later.send(messages("second", delay=0.2))
-    assert {d.payload for d in collect(consumer(later), 2)} == {b"first", b"second"}
+    assert {d.payload for d in collect(consumer_of(later), 2)} == {b"first", b"second"}
 
 
 # ----------------------------------------------------------------------------------------------------- consuming
@@ -324,24 +287,24 @@ def test_what_nobody_fetches_is_given_back(make: Make) -> None:
     """A worker in a long task does not keep messages from others that it has not even looked at."""
     transport = make()
     assert not transport.send(messages(*map(str, range(50))))
-    busy = consumer(transport)
+    busy = consumer_of(transport)
     held = busy.fetch(10, 2.0, ahead=30).deliveries
-    free = consumer(make())
+    free = consumer_of(make())
     rest = collect(free, 50 - len(held))
     assert {d.payload for d in held}.isdisjoint(d.payload for d in rest)
-    acknowledge(busy, list(held))
-    acknowledge(free, rest)
+    ack(busy, list(held))
+    ack(free, rest)
 
 
 def test_many_queues_on_one_consumer(make: Make) -> None:
     transport = make(queue_type="classic")
     queues = [f"q{i}" for i in range(60)]
-    taker = consumer(transport, *queues)
+    taker = consumer_of(transport, *queues)
     assert not transport.send([o for q in queues for o in messages(*(f"{q}-{i}" for i in range(5)), queue=q)])
     found = []
     while len(found) < 300:
         more = collect(taker, 1, limit=64)
-        acknowledge(taker, more)
+        ack(taker, more)
         found += more
     assert len({d.payload for d in found}) == 300
     assert all(d.payload.decode().startswith(f"{d.queue}-") for d in found)
@@ -351,7 +314,7 @@ def test_fewer_slots_than_queues(make: Make) -> None:
     """With a credit of two, five queues are all served, and the consumer never holds more than two."""
     transport = make()
     queues = [f"q{i}" for i in range(5)]
-    taker = consumer(transport, *queues, credit=2)
+    taker = consumer_of(transport, *queues, credit=2)
     for q in queues:
         assert not transport.send(messages("1", "2", queue=q))
     seen: list[Delivery] = []
@@ -359,7 +322,7 @@ def test_fewer_slots_than_queues(make: Make) -> None:
         found = collect(taker, 1, limit=10)
         assert len(found) <= 2
         seen += found
-        acknowledge(taker, found)
+        ack(taker, found)
     assert {d.queue for d in seen[:6]} >= set(queues[:4]), "some queue was passed over"
     late = threading.Timer(0.3, lambda: transport.send(messages("late", queue="q4")))
     late.start()
@@ -375,11 +338,11 @@ def test_a_half_open_connection_is_noticed(make: Make, rabbitmq_url: str) -> Non
     with TcpProxy(url.host, url.port) as proxy:
         through = Url(url.scheme, url.username, url.password, "127.0.0.1", proxy.port, url.path).raw()
         transport = make(through, heartbeat=1, timeout=1.0, connect_timeout=1.0)
-        taker = consumer(transport)
+        taker = consumer_of(transport)
         assert not transport.send(messages("a"))
         held = collect(taker, 1)
         proxy.stall()
-        other = consumer(make())
+        other = consumer_of(make())
         (again,) = collect(other, 1)
         assert (again.payload, again.deliveries) == (b"a", 2)
         lost = []
@@ -391,7 +354,7 @@ def test_a_half_open_connection_is_noticed(make: Make, rabbitmq_url: str) -> Non
                 if not error.retryable:
                     raise
         assert [loss.receipt for loss in lost] == [held[0].receipt]
-        acknowledge(other, [again])
+        ack(other, [again])
         transport.close(timeout=1.0)
 
 
@@ -401,8 +364,8 @@ def test_nothing_is_left_on_the_server(make: Make, rabbitmq_url: str, server_url
     transport.declare([QueueSpec(name="q")])
     before = names(server_url("rabbitmq"), rabbitmq_url)
     for _ in range(3):
-        taker = consumer(transport)
+        taker = consumer_of(transport)
         assert not transport.send(messages("a"))
-        acknowledge(taker, collect(taker, 1))
+        ack(taker, collect(taker, 1))
         taker.close()
     assert names(server_url("rabbitmq"), rabbitmq_url) == before == {"q"}

@@ -10,15 +10,14 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from taskq.errors import AuthenticationFailed, ConnectionFailed, StorageFull, TransportError
-from taskq.message import Delivery, Lost, Outbound, Settlement, Subscription
+from taskq.message import Delivery, Lost, Outbound, Settlement
 from taskq.spi import Consumer, TransportConfig
 from taskq.spi.url import parse_urls
 from taskq_transport_amqp.options import AmqpOptions
 from taskq_transport_amqp.transport import AmqpTransport
 from tests.support.rabbitmq_servers import OwnRabbit
 from tests.support.servers import free_port
-
-PATIENCE = 20.0
+from tests.support.steps import PATIENCE, consumer_of, send_at_last
 
 
 class ShortTempered(OwnRabbit):
@@ -39,13 +38,6 @@ def transport(*urls: str, **options: object) -> AmqpTransport:
     options = {"timeout": 3.0, "connect_timeout": 2.0, **options}
     made = AmqpTransport(TransportConfig(urls=parse_urls(";".join(urls)), options=AmqpOptions(**options), lease_s=4.0))  # type: ignore[arg-type]
     made.open()
-    return made
-
-
-def consumer(of: AmqpTransport, *queues: str) -> Consumer:
-    made = of.consumer()
-    made.credit(100, 1 << 20)
-    made.subscribe([Subscription(q) for q in queues])
     return made
 
 
@@ -70,24 +62,6 @@ def gather(
     return found, lost
 
 
-def send(through: AmqpTransport, *payloads: str, queue: str, seconds: float = PATIENCE) -> None:
-    """Send until it works."""
-    end = time.monotonic() + seconds
-    while True:
-        try:
-            failures = through.send([Outbound(p, queue, p.encode()) for p in payloads])
-        except TransportError as error:
-            if not error.retryable:
-                raise
-            reason = str(error)
-        else:
-            if not failures:
-                return
-            reason = failures[0].reason
-        assert time.monotonic() < end, reason
-        time.sleep(0.2)
-
-
 def url_of(broker: OwnRabbit) -> str:
     return broker.url().partition("?")[0]
 
@@ -98,8 +72,8 @@ class Survivor:
     def __init__(self, url: str, kind: str) -> None:
         self.queue = f"survivor-{kind}"
         self.client = transport(url, queue_type=kind)
-        self.worker = consumer(self.client, self.queue)
-        send(self.client, *(f"{i}" for i in range(20)), queue=self.queue)
+        self.worker = consumer_of(self.client, self.queue)
+        send_at_last(self.client, *(f"{i}" for i in range(20)), queue=self.queue)
         assert not self.client.send([Outbound("later", self.queue, b"later", delay=0.5)])
         self.held, _ = gather(self.worker, 8)
         assert not self.worker.settle([Settlement(d.receipt) for d in self.held[:3]])
@@ -124,7 +98,7 @@ class Survivor:
         assert {d.payload for d in seen} <= wanted | done if cut else {d.payload for d in seen} == wanted
         again = {d.payload for d in self.held[3:]}
         assert all(d.deliveries > 1 for d in seen if d.payload in again)
-        send(self.client, "after", queue=self.queue)
+        send_at_last(self.client, "after", queue=self.queue)
         while b"after" not in {d.payload for d in seen}:
             found, _ = gather(self.worker, 1)
             seen += found
@@ -160,8 +134,8 @@ def test_a_message_held_too_long_is_lost_and_comes_again(broker: ShortTempered) 
     """The server closes the channel after its consumer_timeout: every receipt is reported, the consumer goes on."""
     client = transport(url_of(broker), consumer_timeout=5.0)
     assert client.capabilities.max_hold_s == 5.0
-    worker = consumer(client, "patience")
-    send(client, "slow", "other", queue="patience")
+    worker = consumer_of(client, "patience")
+    send_at_last(client, "slow", "other", queue="patience")
     held, _ = gather(worker, 2)
     back, lost = gather(worker, 2)
     assert {loss.receipt for loss in lost} == {d.receipt for d in held}
@@ -178,9 +152,9 @@ def test_a_message_held_too_long_is_lost_and_comes_again(broker: ShortTempered) 
 @pytest.mark.timeout(90)
 def test_a_memory_alarm_blocks_senders_but_not_acknowledgements(broker: ShortTempered) -> None:
     steady = transport(url_of(broker))
-    worker = consumer(steady, "full")
+    worker = consumer_of(steady, "full")
     client = transport(url_of(broker), timeout=0.7)
-    send(client, *(f"{i}" for i in range(10)), queue="full")
+    send_at_last(client, *(f"{i}" for i in range(10)), queue="full")
     held, _ = gather(worker, 5)
     broker.control("set_vm_memory_high_watermark", "0.00001")
     try:
@@ -197,7 +171,7 @@ def test_a_memory_alarm_blocks_senders_but_not_acknowledgements(broker: ShortTem
         assert steady.stats(["full"])["full"].ready == 0
     finally:
         broker.control("set_vm_memory_high_watermark", "0.4")
-    send(client, "after", queue="full")
+    send_at_last(client, "after", queue="full")
     found, _ = gather(worker, 2)
     assert {d.payload for d in found} == {b"blocked", b"after"}
     client.close()
@@ -207,8 +181,8 @@ def test_a_memory_alarm_blocks_senders_but_not_acknowledgements(broker: ShortTem
 def test_the_next_url_is_tried(broker: ShortTempered) -> None:
     dead = f"amqp://guest:guest@127.0.0.1:{free_port()}//"
     client = transport(dead, url_of(broker))
-    send(client, "a", queue="fail-over")
-    found, _ = gather(consumer(client, "fail-over"), 1)
+    send_at_last(client, "a", queue="fail-over")
+    found, _ = gather(consumer_of(client, "fail-over"), 1)
     assert [d.payload for d in found] == [b"a"]
     client.close()
 
@@ -216,8 +190,8 @@ def test_the_next_url_is_tried(broker: ShortTempered) -> None:
 def test_heartbeats_go_on_while_nobody_calls(broker: ShortTempered) -> None:
     """A worker's thread may be in a task for minutes: the connection stays, with what it holds and what it was sent."""
     client = transport(url_of(broker), heartbeat=1)
-    worker = consumer(client, "quiet")
-    send(client, "a", queue="quiet")
+    worker = consumer_of(client, "quiet")
+    send_at_last(client, "a", queue="quiet")
     held, _ = gather(worker, 1)
     time.sleep(2.8)  # the server gives up after two intervals of one second without a word
     assert not worker.settle([Settlement(held[0].receipt)])
@@ -259,7 +233,7 @@ def test_tls(server_url: Callable[[str], str]) -> None:
     with Encrypted() as broker:
         url = url_of(broker).replace("amqp://", "amqps://")
         client = transport(url, tls_ca_file=str(broker.certificate))
-        taker = consumer(client, "secret")
+        taker = consumer_of(client, "secret")
         batch = [Outbound(f"{i}", "secret", b"x" * 50_000) for i in range(20)]
         assert not client.send(batch)
         found, _ = gather(taker, 20)

@@ -13,7 +13,8 @@ import pytest
 import redis
 
 from taskq.message import Outbound, Settlement
-from tests.support.redis_transport import ack, collect, consumer_of, messages, opened
+from tests.support.redis_transport import opened
+from tests.support.steps import ack, collect, consumer_of, messages
 
 SOAK = bool(os.environ.get("TASKQ_SOAK"))
 PAYLOAD = b"x" * 64

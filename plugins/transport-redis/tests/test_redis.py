@@ -27,8 +27,9 @@ from taskq.testing import TcpProxy
 from taskq_lib_redis.connection import RedisLink
 from taskq_transport_redis import scripts
 from tests.support.redis_servers import OwnServer, keys
-from tests.support.redis_transport import PATIENCE, ack, collect, consumer_of, messages, opened, persistently
+from tests.support.redis_transport import opened
 from tests.support.servers import SERVERS
+from tests.support.steps import PATIENCE, ack, collect, consumer_of, messages, persistently
 
 # ------------------------------------------------------------------------------------------------ nothing left behind
 

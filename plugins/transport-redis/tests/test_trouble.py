@@ -14,7 +14,8 @@ from taskq.errors import ConnectionFailed, TransportError
 from taskq.message import Settlement
 from taskq.spi import Duplicates
 from tests.support.redis_servers import OwnServer
-from tests.support.redis_transport import PATIENCE, ack, collect, consumer_of, messages, opened, persistently
+from tests.support.redis_transport import opened
+from tests.support.steps import PATIENCE, ack, collect, consumer_of, messages, persistently
 
 AT_ONCE = ("--repl-diskless-sync-delay", "0")
 

@@ -11,7 +11,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -33,9 +33,9 @@ from taskq.spi import Durability, Ordering, TransportConfig, parse_urls
 from taskq.testing.proxy import TcpProxy
 from taskq_lib_zeromq import protocol
 from taskq_lib_zeromq.hub import Hub, HubOptions, HubThread
-from taskq_transport_zeromq.consumer import ZeroMQConsumer
 from taskq_transport_zeromq.options import ZeroMQOptions
 from taskq_transport_zeromq.transport import ZeroMQTransport
+from tests.support.steps import collect, consumer_of, payloads, persistently, send, send_at_last
 from tests.support.zeromq_hubs import HubForge
 
 Make = Callable[..., ZeroMQTransport]
@@ -57,53 +57,6 @@ def make() -> Iterator[Make]:
     yield make
     for transport in made:
         transport.close(timeout=0.5)
-
-
-def send(transport: ZeroMQTransport, *payloads: str, queue: str = "q", **fields: Any) -> None:
-    failures = transport.send([Outbound(f"id-{p}", queue, p.encode(), **fields) for p in payloads])
-    assert not failures, failures
-
-
-def consumer(transport: ZeroMQTransport, *queues: str) -> ZeroMQConsumer:
-    made = transport.consumer()
-    made.credit(10_000, 1 << 30)
-    made.subscribe([Subscription(q) for q in queues or ("q",)])
-    return made
-
-
-def take(of: ZeroMQConsumer, n: int, seconds: float = 5.0) -> list[Any]:
-    found: list[Any] = []
-    end = time.monotonic() + seconds
-    while len(found) < n and time.monotonic() < end:
-        with contextlib.suppress(ConnectionFailed, ConnectionLost):
-            found += of.fetch(n - len(found), 0.1).deliveries
-    assert len(found) == n, f"{len(found)} of {n} messages came"
-    return found
-
-
-def payloads(deliveries: Sequence[Any]) -> list[str]:
-    return [d.payload.decode() for d in deliveries]
-
-
-def persistently(call: Callable[[], Any], seconds: float = 10.0) -> Any:
-    end = time.monotonic() + seconds
-    while True:
-        try:
-            return call()
-        except TransportError as error:
-            if not error.retryable or time.monotonic() > end:
-                raise
-            time.sleep(0.02)
-
-
-def send_at_last(transport: ZeroMQTransport, payload: str) -> None:
-    """Send again until it is accepted, whatever may have been sent before."""
-
-    def once() -> None:
-        if failures := transport.send([Outbound(payload, "q", payload.encode())]):
-            raise ConnectionLost(failures[0].reason)
-
-    persistently(once)
 
 
 # ------------------------------------------------------------------------------------------------------- the journal
@@ -141,7 +94,7 @@ def test_nothing_confirmed_is_lost_when_the_hub_is_killed_under_load(
 
     def worker() -> None:
         try:
-            mine = persistently(lambda: consumer(transport))
+            mine = persistently(lambda: consumer_of(transport))
             while not stop.is_set():
                 deliveries = persistently(lambda: mine.fetch(20, 0.05)).deliveries
                 persistently(lambda d=deliveries: mine.settle([Settlement(x.receipt) for x in d]))
@@ -166,7 +119,7 @@ def test_nothing_confirmed_is_lost_when_the_hub_is_killed_under_load(
         thread.join(20)
         assert not thread.is_alive()
     assert not problems, problems
-    rest = consumer(make(hub.url))
+    rest = consumer_of(make(hub.url))
     while deliveries := rest.fetch(1000, 0.3).deliveries:
         seen.update(payloads(deliveries))
         rest.settle([Settlement(d.receipt) for d in deliveries])
@@ -181,18 +134,19 @@ def test_what_a_worker_holds_survives_the_hubs_death(
     """With a journal the hub knows it, without one the worker tells."""
     hub = zeromq_hubs.start(**({"journal": str(tmp_path / "journal")} if journal else {}))
     transport = make(hub.url)
-    mine = consumer(transport)
+    mine = consumer_of(transport)
     send(transport, "a", "b", "c", priority=7)
-    held = take(mine, 3)
+    held = collect(mine, 3)
     send(transport, "waiting")  # writes what was lazy in the journal, too
     hub.kill()
     hub = hub.restart()
     assert not persistently(mine.extend)
-    other = consumer(make(hub.url))
-    assert payloads(take(other, 1) if journal else other.fetch(5, 0.2).deliveries) == (["waiting"] if journal else [])
+    other = consumer_of(make(hub.url))
+    found = collect(other, 1) if journal else other.fetch(5, 0.2).deliveries
+    assert payloads(found) == (["waiting"] if journal else [])
     assert not mine.settle([Settlement(held[0].receipt), Settlement(held[1].receipt, RELEASE)])
     assert not mine.flush(2.0)
-    (again,) = take(other, 1)
+    (again,) = collect(other, 1)
     assert (again.payload, again.deliveries) == (b"b", 1)
     stats = make(hub.url).stats(["q"])["q"]
     assert (stats.ready, stats.in_flight) == (0, 3 if journal else 2)
@@ -200,21 +154,21 @@ def test_what_a_worker_holds_survives_the_hubs_death(
 
 def test_a_waiting_fetch_survives_a_restart(zeromq_hubs: HubForge, make: Make) -> None:
     hub = zeromq_hubs.start()
-    mine = consumer(make(hub.url))
+    mine = consumer_of(make(hub.url))
     mine.fetch(1, 0.0)
     hub.kill()
     hub = hub.restart()
     send(make(hub.url), "a")
-    assert payloads(take(mine, 1)) == ["a"]
+    assert payloads(collect(mine, 1)) == ["a"]
 
 
 def test_settlements_that_were_not_confirmed_are_told_again(zeromq_hubs: HubForge, tmp_path: Path, make: Make) -> None:
     hub = zeromq_hubs.start(journal=str(tmp_path / "journal"))
     with TcpProxy("127.0.0.1", int(hub.address.rpartition(":")[2])) as proxy:
         transport = make(f"zeromq://127.0.0.1:{proxy.port}")
-        mine = consumer(transport)
+        mine = consumer_of(transport)
         send(transport, *"abcdef")
-        held = take(mine, 6)
+        held = collect(mine, 6)
         mine.settle([Settlement(held[0].receipt)])
         mine.flush(2.0)
         proxy.swallow("up")
@@ -237,8 +191,8 @@ def test_the_journal_keeps_delays_counts_order_and_queues(zeromq_hubs: HubForge,
     send(transport, "low", priority=1)
     send(transport, "high", priority=9)
     send(transport, *"123", queue="ordered", group="g")
-    mine = consumer(transport)
-    high, low = take(mine, 2)
+    mine = consumer_of(transport)
+    high, low = collect(mine, 2)
     mine.settle([Settlement(low.receipt, RELEASE, counted=True), Settlement(high.receipt, RELEASE, 0.7)])
     mine.flush(2.0)
     mine.close()
@@ -247,13 +201,13 @@ def test_the_journal_keeps_delays_counts_order_and_queues(zeromq_hubs: HubForge,
     transport = make(hub.url)
     assert set(transport.stats(["q", "ordered", "plain", "no"])) == {"q", "ordered", "plain"}
     assert transport.stats(["q"])["q"].delayed == 3
-    mine = consumer(transport)
-    first, second, third = take(mine, 3)
+    mine = consumer_of(transport)
+    first, second, third = collect(mine, 3)
     assert payloads([first, second, third]) == ["low", "later", "high"]
     assert [d.deliveries for d in (first, second, third)] == [2, 1, 1]
-    grouped = consumer(transport, "ordered")
+    grouped = consumer_of(transport, "ordered")
     for expected in "123":
-        (delivery,) = take(grouped, 1)
+        (delivery,) = collect(grouped, 1)
         assert delivery.payload.decode() == expected
         assert not grouped.fetch(1, 0.05).deliveries
         grouped.settle([Settlement(delivery.receipt)])
@@ -273,12 +227,12 @@ def test_the_journal_stays_in_proportion(tmp_path: Path, make: Make, monkeypatch
         transport = make("zeromq" + hub.hub.addresses[0][3:])
         send(transport, "old", queue="old")
         send(transport, "held", queue="held", priority=3)
-        keeper = consumer(transport, "held")
-        (held,) = take(keeper, 1)
-        mine = consumer(transport)
+        keeper = consumer_of(transport, "held")
+        (held,) = collect(keeper, 1)
+        mine = consumer_of(transport)
         for i in range(60):
             send(transport, *(f"{i}-{j}-{'x' * 500}" for j in range(20)))
-            deliveries = take(mine, 20)
+            deliveries = collect(mine, 20)
             mine.settle([Settlement(d.receipt) for d in deliveries])
         mine.flush(2.0)
         send(transport, "last")
@@ -297,8 +251,8 @@ def test_the_journal_stays_in_proportion(tmp_path: Path, make: Make, monkeypatch
         assert not persistently(keeper.extend)
         assert not keeper.settle([Settlement(held.receipt)])
         assert not persistently(lambda: keeper.flush(2.0))
-        assert payloads(take(persistently(lambda: consumer(transport, "old")), 1)) == ["old"]
-        assert payloads(take(consumer(transport), 1)) == ["last"]
+        assert payloads(collect(persistently(lambda: consumer_of(transport, "old")), 1)) == ["old"]
+        assert payloads(collect(consumer_of(transport), 1)) == ["last"]
     finally:
         hub.stop()
 
@@ -352,7 +306,7 @@ def test_a_clean_stop_keeps_everything(zeromq_hubs: HubForge, tmp_path: Path, ma
     send(make(hub.url), *"abc")
     hub.kill(signal.SIGTERM)
     hub = hub.restart()
-    assert payloads(take(consumer(make(hub.url)), 3)) == ["a", "b", "c"]
+    assert payloads(collect(consumer_of(make(hub.url)), 3)) == ["a", "b", "c"]
 
 
 # -------------------------------------------------------------------------------------------------------- connections
@@ -383,7 +337,7 @@ def test_sending_while_the_hub_is_away_is_bounded_and_certain(zeromq_hubs: HubFo
 def test_a_frozen_hub_is_noticed(zeromq_hubs: HubForge, make: Make) -> None:
     """A fetch that waits on a hub that does not even close its connections ends after three heartbeats."""
     hub = zeromq_hubs.start()
-    mine = consumer(make(hub.url, heartbeat=0.2))
+    mine = consumer_of(make(hub.url, heartbeat=0.2))
     mine.fetch(1, 0.0)
     hub.kill(signal.SIGSTOP)
     try:
@@ -399,14 +353,14 @@ def test_the_second_hub_is_used_when_the_first_is_dead(zeromq_hubs: HubForge, ma
     send(transport, "a")
     first.kill()
     send_at_last(transport, "b")
-    assert payloads(take(consumer(make(second.url)), 1)) == ["b"]
+    assert payloads(collect(consumer_of(make(second.url)), 1)) == ["b"]
 
 
 def test_a_unix_socket(zeromq_hubs: HubForge, tmp_path: Path, make: Make) -> None:
     hub = zeromq_hubs.start(bind=[f"ipc://{tmp_path}/hub"])
     transport = make(f"zeromq://{tmp_path}/hub")
     send(transport, "a")
-    assert payloads(take(consumer(transport), 1)) == ["a"]
+    assert payloads(collect(consumer_of(transport), 1)) == ["a"]
     assert hub.url == f"zeromq://{tmp_path}/hub"
 
 
@@ -441,7 +395,7 @@ def test_an_encrypted_connection(zeromq_hubs: HubForge, make: Make) -> None:
     hub = zeromq_hubs.start(curve_secret_key=server_secret, client_keys=[public])
     transport = make(hub.url, curve_server_key=server, curve_public_key=public, curve_secret_key=secret)
     send(transport, "a")
-    assert payloads(take(consumer(transport), 1)) == ["a"]
+    assert payloads(collect(consumer_of(transport), 1)) == ["a"]
     for options in (
         {},
         {"curve_server_key": server},
@@ -509,7 +463,7 @@ def test_foreign_frames_do_not_hurt_the_hub(zeromq_hubs: HubForge, make: Make) -
         with socket.create_connection(("127.0.0.1", int(hub.address.rpartition(":")[2]))) as raw:
             raw.sendall(os.urandom(2000))
         send(transport, "a")
-        assert payloads(take(consumer(transport), 1)) == ["a"]
+        assert payloads(collect(consumer_of(transport), 1)) == ["a"]
 
 
 def test_a_client_of_another_version_is_told(zeromq_hubs: HubForge, make: Make, monkeypatch: Any) -> None:
@@ -547,7 +501,7 @@ def test_a_message_too_large(zeromq_hubs: HubForge, make: Make) -> None:
         (1, False, False),
         (3, False, False),
     ]
-    assert [len(d.payload) for d in take(consumer(transport), 3)] == [10, 1000, 3]
+    assert [len(d.payload) for d in collect(consumer_of(transport), 3)] == [10, 1000, 3]
 
 
 # --------------------------------------------------------------------------------------------------------- flow
@@ -556,19 +510,19 @@ def test_a_message_too_large(zeromq_hubs: HubForge, make: Make) -> None:
 def test_nothing_is_pushed_that_was_not_asked_for(zeromq_hubs: HubForge, make: Make) -> None:
     """A worker that is busy holds no more than it fetched: others can have the rest."""
     transport = make(zeromq_hubs.start().url)
-    mine = consumer(transport)
+    mine = consumer_of(transport)
     assert not mine.fetch(100, 0.05).deliveries
     send(transport, "a")
     assert payloads(mine.fetch(100, 2.0).deliveries) == ["a"]
     send(transport, *"bcd")
-    other = consumer(transport)
-    assert payloads(take(other, 3)) == ["b", "c", "d"]
+    other = consumer_of(transport)
+    assert payloads(collect(other, 3)) == ["b", "c", "d"]
     assert transport.stats(["q"])["q"].in_flight == 4
 
 
 def test_what_is_read_ahead_goes_back_when_it_is_not_wanted(zeromq_hubs: HubForge, make: Make) -> None:
     transport = make(zeromq_hubs.start().url)
-    mine = consumer(transport, "q", "other")
+    mine = consumer_of(transport, "q", "other")
     send(transport, *(f"{i:02}" for i in range(30)))
     assert payloads(mine.fetch(5, 1.0, ahead=20).deliveries) == [f"{i:02}" for i in range(5)]
     deadline = time.monotonic() + 5
@@ -578,7 +532,7 @@ def test_what_is_read_ahead_goes_back_when_it_is_not_wanted(zeromq_hubs: HubForg
     assert not mine.fetch(5, 0.05).deliveries
     stats = transport.stats(["q"])["q"]
     assert (stats.ready, stats.in_flight) == (25, 5)
-    assert payloads(take(consumer(transport), 25)) == [f"{i:02}" for i in range(5, 30)]
+    assert payloads(collect(consumer_of(transport), 25)) == [f"{i:02}" for i in range(5, 30)]
 
 
 def test_the_orders_of_several_queues(zeromq_hubs: HubForge, make: Make) -> None:
@@ -603,7 +557,7 @@ def test_the_orders_of_several_queues(zeromq_hubs: HubForge, make: Make) -> None
 def test_many_queues_cost_no_more_round_trips(zeromq_hubs: HubForge, make: Make, monkeypatch: Any) -> None:
     transport = make(zeromq_hubs.start().url)
     names = [f"q{i}" for i in range(1000)]
-    mine = consumer(transport, *names)
+    mine = consumer_of(transport, *names)
     mine.fetch(1, 0.0)
     assert not transport.send([Outbound(f"{i}", name, b"x") for i, name in enumerate(names)])
     frames: list[bytes] = []
@@ -633,11 +587,11 @@ def test_a_commit_whose_result_has_no_room_is_an_error_and_keeps_the_message(zer
     hub = zeromq_hubs.start(result_bytes=2000, results_full="refuse")
     transport = make(hub.url)
     with contextlib.closing(results(hub.url)) as store:
-        mine = consumer(transport)
+        mine = consumer_of(transport)
         committer = mine.fuse(store)
         assert committer is not None
         send(transport, "a")
-        (held,) = take(mine, 1)
+        (held,) = collect(mine, 1)
         commit = Commit(Settlement(held.receipt), Record("r", "SUCCESS", b"x" * 3000))
         with pytest.raises(TransportError, match=r"room.*result"):
             committer.commit([commit])
@@ -653,11 +607,11 @@ def test_commits_survive_the_death_of_a_hub_with_a_journal(zeromq_hubs: HubForge
     hub = zeromq_hubs.start(journal=str(tmp_path / "journal"))
     transport = make(hub.url)
     with contextlib.closing(results(hub.url)) as store:
-        mine = consumer(transport)
+        mine = consumer_of(transport)
         committer = mine.fuse(store)
         assert committer is not None
         send(transport, *"ab")
-        held = take(mine, 2)
+        held = collect(mine, 2)
         commits = [
             Commit(
                 Settlement(d.receipt), Record(f"r{d.payload.decode()}", "SUCCESS", d.payload),
@@ -672,7 +626,7 @@ def test_commits_survive_the_death_of_a_hub_with_a_journal(zeromq_hubs: HubForge
         assert not persistently(lambda: committer.commit(commits[1:]))
         assert not persistently(lambda: mine.flush(2.0))
         assert [r.payload for r in store.get(["ra", "rb"])] == [b"a", b"b"]
-        assert sorted(payloads(take(consumer(transport, "next"), 2))) == ["a", "b"]
+        assert sorted(payloads(collect(consumer_of(transport, "next"), 2))) == ["a", "b"]
         assert transport.stats(["q"])["q"].in_flight == 0
 
 
@@ -701,13 +655,13 @@ def test_the_first_process_runs_the_hub_and_the_next_takes_over(make: Make) -> N
         assert first.stdout is not None
         assert first.stdout.readline() == "ready\n"
         transport = make(url, hub="embed")
-        mine = consumer(transport)
-        (held,) = take(mine, 1)
+        mine = consumer_of(transport)
+        (held,) = collect(mine, 1)
         assert held.payload == b"from the first"
         first.kill()
         first.wait()
         send_at_last(transport, "here now")  # the hub is in this process now
-        assert payloads(take(mine, 1)) == ["here now"]
+        assert payloads(collect(mine, 1)) == ["here now"]
         assert not mine.settle([Settlement(held.receipt)])
         assert not mine.flush(2.0)
     other = make(url)
@@ -724,7 +678,7 @@ def test_an_embedded_hub_may_have_a_journal(tmp_path: Path, make: Make) -> None:
         transport = make(url, hub="embed", journal=str(tmp_path / "journal"))
         assert transport.capabilities.durability is Durability.DISK
         if step:
-            assert payloads(take(consumer(transport), 1)) == ["kept"]
+            assert payloads(collect(consumer_of(transport), 1)) == ["kept"]
         else:
             send(transport, "kept")
         transport.close()
