@@ -12,6 +12,7 @@ from taskq.spi import StoreConfig, parse_urls
 from taskq_store_sqlalchemy.options import SqlStoreOptions
 from taskq_store_sqlalchemy.store import SqlStore
 from tests.support.sql import mariadb, postgresql, sqlite, url  # noqa: F401  fixtures
+from tests.support.steps import opening
 
 
 @pytest.fixture
@@ -20,9 +21,7 @@ def open_store() -> Iterator[Callable[..., SqlStore]]:
     with contextlib.ExitStack() as stack:
 
         def make(url: str, **options: Any) -> SqlStore:
-            store = SqlStore(StoreConfig(urls=parse_urls(url), options=SqlStoreOptions(**options)))
-            store.open()
-            stack.callback(store.close)
-            return store
+            config = StoreConfig(urls=parse_urls(url), options=SqlStoreOptions(**options))
+            return stack.enter_context(opening(SqlStore(config)))
 
         yield make

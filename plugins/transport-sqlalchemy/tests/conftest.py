@@ -13,6 +13,7 @@ from taskq.spi import TransportConfig, parse_urls
 from taskq_transport_sqlalchemy.options import SqlTransportOptions
 from taskq_transport_sqlalchemy.transport import SqlTransport
 from tests.support.sql import engine_url, mariadb, postgresql, sqlite, url  # noqa: F401  fixtures
+from tests.support.steps import opening
 
 
 @pytest.fixture
@@ -22,10 +23,7 @@ def open_transport() -> Iterator[Callable[..., SqlTransport]]:
 
         def make(url: str, *, lease_s: float = 30.0, **options: Any) -> SqlTransport:
             config = TransportConfig(urls=parse_urls(url), options=SqlTransportOptions(**options), lease_s=lease_s)
-            transport = SqlTransport(config)
-            transport.open()
-            stack.callback(transport.close)
-            return transport
+            return stack.enter_context(opening(SqlTransport(config)))
 
         yield make
 

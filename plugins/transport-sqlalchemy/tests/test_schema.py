@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import pytest
@@ -19,6 +19,7 @@ from taskq_lib_sqlalchemy.options import DatabaseOptions
 from taskq_lib_sqlalchemy.schema import Component, ensure
 from taskq_transport_sqlalchemy.options import SqlTransportOptions
 from taskq_transport_sqlalchemy.transport import SqlTransport
+from tests.support.steps import opening
 
 
 @contextmanager
@@ -31,14 +32,8 @@ def database(url: str, *, store: bool = False, **options: Any) -> Iterator[Datab
         found.close()
 
 
-@contextmanager
-def opened(url: str, **options: Any) -> Iterator[SqlTransport]:
-    transport = SqlTransport(TransportConfig(urls=parse_urls(url), options=SqlTransportOptions(**options)))
-    try:
-        transport.open()
-        yield transport
-    finally:
-        transport.close()
+def opened(url: str, **options: Any) -> AbstractContextManager[SqlTransport]:
+    return opening(SqlTransport(TransportConfig(urls=parse_urls(url), options=SqlTransportOptions(**options))))
 
 
 def set_version(url: str, component: str, version: int) -> None:

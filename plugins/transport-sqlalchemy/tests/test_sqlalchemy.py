@@ -26,29 +26,11 @@ from taskq.errors import (
 )
 from taskq.spi import Capabilities, Durability, Outbound, QueueSpec, Settlement, Subscription, WakeUp
 from taskq_lib_sqlalchemy.mysql import MySQL
-from taskq_transport_sqlalchemy.consumer import SqlConsumer
 from taskq_transport_sqlalchemy.shares import Shares
 from taskq_transport_sqlalchemy.transport import SqlTransport
+from tests.support.steps import collect, consumer_of, messages
 
 Open = Callable[..., SqlTransport]
-
-
-def message(payload: str = "x", queue: str = "q", **fields: Any) -> Outbound:
-    return Outbound(id=f"id-{payload}", queue=queue, payload=payload.encode(), **fields)
-
-
-def consumer_of(transport: SqlTransport, *queues: str) -> SqlConsumer:
-    consumer = transport.consumer()
-    consumer.subscribe([Subscription(queue) for queue in queues or ("q",)])
-    return consumer
-
-
-def fetched(consumer: SqlConsumer, n: int, seconds: float = 8.0) -> list[Any]:
-    found: list[Any] = []
-    deadline = time.monotonic() + seconds
-    while len(found) < n and time.monotonic() < deadline:
-        found += consumer.fetch(n - len(found), 0.5).deliveries
-    return found
 
 
 def scalar(transport: SqlTransport, statement: str, **parameters: Any) -> Any:
@@ -88,7 +70,7 @@ def test_the_next_server_of_a_list_is_used(server: str, request: pytest.FixtureR
     url = request.getfixturevalue(server)
     scheme = url.partition(":")[0]
     transport = open_transport(f"{scheme}://u@127.0.0.1:1/db;{url}", connect_timeout=1.0)
-    assert not transport.send([message()])
+    assert not transport.send(messages("x"))
     assert transport.database.current.text in url
     with pytest.raises(ConnectionFailed, match="none of 2 servers"):
         open_transport(f"{scheme}://u@127.0.0.1:1/db;{scheme}://u@127.0.0.1:2/db", connect_timeout=1.0)
@@ -99,11 +81,11 @@ def test_a_replica_of_a_list_is_passed_over(mariadb: str, open_transport: Open) 
     asked = iter([True, False])
     transport.database._read_only = lambda connection: next(asked)  # type: ignore[method-assign]
     transport.database.engine.dispose()
-    assert not transport.send([message()]), "the second of the list takes writes"
+    assert not transport.send(messages("x")), "the second of the list takes writes"
     transport.database._read_only = lambda connection: True  # type: ignore[method-assign]
     transport.database.engine.dispose()
     with pytest.raises(ConnectionFailed, match="is read-only"):
-        transport.send([message()])
+        transport.send(messages("x"))
 
 
 def test_a_server_that_is_too_old_is_refused_before_anything_is_made(
@@ -124,7 +106,7 @@ def test_a_server_that_is_too_old_is_refused_before_anything_is_made(
 
 def test_mariadb_has_a_scheme_of_its_own(mariadb: str, open_transport: Open) -> None:
     transport = open_transport(mariadb.replace("mysql:", "mariadb:"))
-    assert not transport.send([message()])
+    assert not transport.send(messages("x"))
     assert open_transport(mariadb).instance == transport.instance
 
 
@@ -142,7 +124,7 @@ def test_use_before_open_is_refused() -> None:
 
     config = TransportConfig(urls=parse_urls("sqlite+sqlalchemy:///tmp/never.db"), options=SqlTransportOptions())
     with pytest.raises(TransportClosed, match="before open"):
-        SqlTransport(config).send([message()])
+        SqlTransport(config).send(messages("x"))
 
 
 def test_capabilities_are_those_of_the_server(url: str, open_transport: Open) -> None:
@@ -168,16 +150,16 @@ def test_capabilities_are_those_of_the_server(url: str, open_transport: Open) ->
 
 def test_a_full_disk_accepts_nothing(sqlite: str, open_transport: Open) -> None:
     transport = open_transport(sqlite)
-    transport.send([message("before")])
+    transport.send(messages("before"))
 
     def full(driver: sqlite3.Connection, record: Any, proxy: Any) -> None:
         driver.execute("PRAGMA max_page_count=1")  # SQLite takes the present size where it is more
 
     sa.event.listen(transport.database.engine, "checkout", full)
     with pytest.raises(StorageFull, match=r"full.*make room") as caught:
-        transport.send([message("y" * 100_000), message("z" * 100_000)])
+        transport.send(messages("y" * 100_000, "z" * 100_000))
     assert caught.value.retryable
-    assert [d.payload for d in fetched(consumer_of(open_transport(sqlite)), 1)] == [b"before"]
+    assert [d.payload for d in collect(consumer_of(open_transport(sqlite)), 1)] == [b"before"]
 
 
 def test_a_locked_file_is_waited_for_and_then_reported(sqlite: str, open_transport: Open) -> None:
@@ -186,25 +168,25 @@ def test_a_locked_file_is_waited_for_and_then_reported(sqlite: str, open_transpo
     with closing(sqlite3.connect(path, isolation_level=None)) as other:
         other.execute("BEGIN IMMEDIATE")
         with pytest.raises(TransportError, match=r"locked.*another transaction holds a lock") as caught:
-            transport.send([message("a")])
+            transport.send(messages("a"))
         assert caught.value.retryable
         other.execute("ROLLBACK")
-    assert not transport.send([message("a")])
+    assert not transport.send(messages("a"))
 
 
 def test_idle_connections_that_the_server_closed_are_replaced_unnoticed(postgresql: str, open_transport: Open) -> None:
     transport = open_transport(postgresql)
-    transport.send([message("a")])
+    transport.send(messages("a"))
     _kill_all(postgresql)
-    assert not transport.send([message("b")]), "a message that was certainly not sent was reported as maybe sent"
+    assert not transport.send(messages("b")), "a message that was certainly not sent was reported as maybe sent"
     assert transport.stats(["q"])["q"].ready == 2
 
 
 def test_a_consumer_whose_connections_are_killed_goes_on(postgresql: str, open_transport: Open) -> None:
     transport = open_transport(postgresql)
     consumer = consumer_of(transport)
-    transport.send([message("a"), message("b")])
-    held = fetched(consumer, 2)
+    transport.send(messages("a", "b"))
+    held = collect(consumer, 2)
     _kill_all(postgresql)
     assert not consumer.settle([Settlement(held[0].receipt)]), "the settling connection was idle: it is replaced"
     _kill_all(postgresql)
@@ -213,8 +195,8 @@ def test_a_consumer_whose_connections_are_killed_goes_on(postgresql: str, open_t
     assert not consumer.fetch(1, 0.0).lost
     assert not consumer.extend(None)
     assert not consumer.settle([Settlement(held[1].receipt)])
-    transport.send([message("c")])
-    assert [d.payload for d in fetched(consumer, 1)] == [b"c"]
+    transport.send(messages("c"))
+    assert [d.payload for d in collect(consumer, 1)] == [b"c"]
 
 
 def _kill_all(url: str) -> None:
@@ -231,7 +213,7 @@ def test_a_claim_whose_answer_was_lost_is_undone(url: str, open_transport: Open)
     """The server has given messages that nobody knows of: they must not wait for this consumer's death."""
     transport = open_transport(url)
     consumer = consumer_of(transport)
-    transport.send([message("a"), message("b")])
+    transport.send(messages("a", "b"))
     strategy = transport.strategy
     claim = strategy.claim
 
@@ -243,7 +225,7 @@ def test_a_claim_whose_answer_was_lost_is_undone(url: str, open_transport: Open)
     with pytest.raises(TransportError):
         consumer.fetch(10, 1.0)
     strategy.claim = claim  # type: ignore[method-assign]
-    back = fetched(consumer, 2)
+    back = collect(consumer, 2)
     assert [(d.payload, d.deliveries) for d in back] == [(b"a", 1), (b"b", 1)]
     assert not consumer.settle([Settlement(d.receipt) for d in back])
 
@@ -252,7 +234,7 @@ def test_what_was_claimed_before_an_interruption_comes_with_the_next_fetch(url: 
     """The second look of one fetch fails, or a signal handler raises: what the first one brought is not forgotten."""
     transport = open_transport(url)
     consumer = consumer_of(transport, "one", "two")
-    transport.send([message(f"{i}", queue="one") for i in range(9)])
+    transport.send(messages(*map(str, range(9)), queue="one"))
     strategy = transport.strategy
     claim = strategy.claim
     calls = 0
@@ -267,14 +249,14 @@ def test_what_was_claimed_before_an_interruption_comes_with_the_next_fetch(url: 
     strategy.claim = interrupted  # type: ignore[method-assign]
     with pytest.raises(KeyboardInterrupt):
         consumer.fetch(10, 1.0)
-    assert [d.payload for d in fetched(consumer, 9)] == [b"%d" % i for i in range(9)]
+    assert [d.payload for d in collect(consumer, 9)] == [b"%d" % i for i in range(9)]
 
 
 def test_a_settlement_whose_answer_was_lost_may_be_repeated(url: str, open_transport: Open) -> None:
     transport = open_transport(url)
     consumer = consumer_of(transport)
-    transport.send([message("a"), message("b")])
-    held = fetched(consumer, 2)
+    transport.send(messages("a", "b"))
+    held = collect(consumer, 2)
     strategy = transport.strategy
     acknowledge = strategy.acknowledge
 
@@ -302,22 +284,22 @@ def test_a_send_whose_answer_was_lost_is_maybe_sent(url: str, open_transport: Op
         raise ConnectionResetError("the answer was lost")
 
     strategy.insert = broken  # type: ignore[method-assign]
-    failures = transport.send([message("a")])
+    failures = transport.send(messages("a"))
     assert [(f.index, f.maybe_sent, f.retryable) for f in failures] == [(0, True, True)]
     strategy.insert = insert  # type: ignore[method-assign]
-    assert [d.payload for d in fetched(consumer_of(transport), 1)] == [b"a"]
+    assert [d.payload for d in collect(consumer_of(transport), 1)] == [b"a"]
 
 
 def test_messages_of_a_vanished_consumer_are_found(url: str, open_transport: Open) -> None:
     """Somebody emptied the consumers' table: what they held belongs to nobody and must not stay so."""
     transport = open_transport(url)
     holder = consumer_of(transport)
-    transport.send([message("a")])
-    (held,) = fetched(holder, 1)
+    transport.send(messages("a"))
+    (held,) = collect(holder, 1)
     transport.database.run(lambda c: transport.strategy.do(c, "DELETE FROM {consumers}"), "testing")
     other = consumer_of(transport)
     other._orphans_at = 0.0
-    (again,) = fetched(other, 1)
+    (again,) = collect(other, 1)
     assert (again.payload, again.deliveries) == (b"a", 2)
     assert [lost.receipt for lost in holder.fetch(1, 0.0).lost] == [held.receipt]
     assert not other.settle([Settlement(again.receipt)])
@@ -326,13 +308,13 @@ def test_messages_of_a_vanished_consumer_are_found(url: str, open_transport: Ope
 def test_a_consumer_that_was_given_up_starts_again(url: str, open_transport: Open) -> None:
     transport = open_transport(url)
     consumer = consumer_of(transport)
-    transport.send([message("a")])
-    (held,) = fetched(consumer, 1)
+    transport.send(messages("a"))
+    (held,) = collect(consumer, 1)
     transport.database.run(lambda c: transport.strategy.do(c, "UPDATE {consumers} SET expires = {now} - 1"), "testing")
     assert transport.database.run(transport.strategy.reap, "testing") == 1
     lost = consumer.extend(None)
     assert [entry.receipt for entry in lost] == [held.receipt]
-    (again,) = fetched(consumer, 1)
+    (again,) = collect(consumer, 1)
     assert again.deliveries == 2
     assert [entry.receipt for entry in consumer.settle([Settlement(held.receipt)])] == [held.receipt]
     assert not consumer.settle([Settlement(again.receipt)])
@@ -341,7 +323,7 @@ def test_a_consumer_that_was_given_up_starts_again(url: str, open_transport: Ope
 def test_a_name_that_is_too_long_is_refused_not_cut(mariadb: str, open_transport: Open) -> None:
     transport = open_transport(mariadb)
     with pytest.raises(TransportError, match="too long") as caught:
-        transport.send([message(queue="q" * 300)])
+        transport.send(messages("x", queue="q" * 300))
     assert not caught.value.retryable
 
 
@@ -351,7 +333,7 @@ def test_text_that_the_database_cannot_hold_is_refused(postgresql: str, open_tra
         with pytest.raises(TransportError) as caught:
             transport.send([Outbound(id=bad, queue="q", payload=b"")])
         assert not caught.value.retryable
-    assert not transport.send([message()])
+    assert not transport.send(messages("x"))
 
 
 def test_queue_options_and_order_per_group_are_refused(sqlite: str, open_transport: Open) -> None:
@@ -369,13 +351,13 @@ def test_senders_notify_only_while_somebody_waits(postgresql: str, open_transpor
     transport = open_transport(postgresql)
     consumer = consumer_of(transport)
     ring = "SELECT count(*) FROM {consumers} WHERE ring"
-    transport.send([message(f"{i}") for i in range(100)])
+    transport.send(messages(*map(str, range(100))))
     assert scalar(transport, ring) == 0
     consumer.fetch(100, 0.0)
     consumer.fetch(1, 1.0)
     assert scalar(transport, ring) == 1, "a consumer that waits has to be notified"
     for _ in range(4):
-        transport.send([message(f"{i}") for i in range(10)])
+        transport.send(messages(*map(str, range(10))))
         assert len(consumer.fetch(10, 1.0).deliveries) == 10
     assert scalar(transport, ring) == 0, "under load a consumer finds messages without being notified"
 
@@ -396,7 +378,7 @@ def test_another_process_rings_at_once(postgresql: str, open_transport: Open) ->
     consumer._ears.heard = noticing  # type: ignore[method-assign]
     sender = open_transport(postgresql)
     sender.neighbours = type(sender.neighbours)()  # as if it were another process
-    timer = threading.Timer(0.3, sender.send, ([message("a"), message("other", queue="another")],))
+    timer = threading.Timer(0.3, sender.send, ([*messages("a"), *messages("other", queue="another")],))
     timer.start()
     assert [d.payload for d in consumer.fetch(1, 10.0).deliveries] == [b"a"]
     timer.join()
@@ -411,7 +393,7 @@ def test_without_listen_postgresql_is_polled(postgresql: str, open_transport: Op
     consumer.fetch(1, 0.1)
     sender = open_transport(postgresql)
     sender.neighbours = type(sender.neighbours)()
-    timer = threading.Timer(0.1, sender.send, ([message("a")],))
+    timer = threading.Timer(0.1, sender.send, (messages("a"),))
     timer.start()
     assert [d.payload for d in consumer.fetch(1, 10.0).deliveries] == [b"a"]
     timer.join()
@@ -422,8 +404,8 @@ def test_polling_slows_down_in_silence_and_recovers(sqlite: str, open_transport:
     consumer = consumer_of(transport)
     consumer.fetch(1, 0.4)
     assert consumer._interval == 0.08
-    transport.send([message("a")])
-    assert fetched(consumer, 1)
+    transport.send(messages("a"))
+    assert collect(consumer, 1)
     assert consumer._interval == 0.01
 
 
@@ -432,7 +414,7 @@ def test_a_sender_in_the_same_process_wakes_at_once(url: str, open_transport: Op
     consumer = consumer_of(transport)
     consumer.fetch(1, 0.0)
     sender = open_transport(url)
-    timer = threading.Timer(0.2, sender.send, ([message("a")],))
+    timer = threading.Timer(0.2, sender.send, (messages("a"),))
     timer.start()
     started = time.monotonic()
     # Upkeep looks for delayed messages and dead consumers every second, not for messages.
@@ -475,7 +457,7 @@ def test_an_empty_queue_saves_nothing_up() -> None:
 
 def test_a_batch_over_many_queues_takes_what_others_leave(url: str, open_transport: Open) -> None:
     transport = open_transport(url)
-    transport.send([message(f"{i}", queue="full") for i in range(50)])
+    transport.send(messages(*map(str, range(50)), queue="full"))
     consumer = consumer_of(transport, "empty", "full", "void", "nothing")
     assert len(consumer.fetch(40, 0.0).deliveries) == 40
 
@@ -488,8 +470,8 @@ def test_mysql_without_returning(mariadb: str, open_transport: Open, monkeypatch
     assert strategy.mariadb
     strategy.mariadb = False
     consumer = consumer_of(transport)
-    transport.send([message(f"{i}") for i in range(6)])
-    a, b, c, *_ = held = fetched(consumer, 6)
+    transport.send(messages(*map(str, range(6))))
+    a, b, c, *_ = held = collect(consumer, 6)
     assert not consumer.settle([Settlement(a.receipt)])
     transport.database.run(
         lambda x: strategy.do(x, "UPDATE {messages} SET owner = -1 WHERE payload = :p", p=b"1"), "testing"
@@ -497,7 +479,7 @@ def test_mysql_without_returning(mariadb: str, open_transport: Open, monkeypatch
     lost = consumer.settle([Settlement(d.receipt) for d in (b, c)])
     assert [entry.receipt for entry in lost] == [b.receipt]
     consumer.close()
-    again = fetched(consumer_of(transport), 3)
+    again = collect(consumer_of(transport), 3)
     assert [d.payload for d in again] == [d.payload for d in held[3:]]
 
 
@@ -507,4 +489,4 @@ def test_a_table_of_a_stranger_is_refused(url: str, open_transport: Open) -> Non
     transport.database.run(lambda c: c.exec_driver_sql(f"DROP TABLE {name}"), "testing")
     transport.database.run(lambda c: c.exec_driver_sql(f"CREATE TABLE {name} (something INT)"), "testing")
     with pytest.raises(SchemaMismatch, match="table_prefix"):
-        transport.send([message()])
+        transport.send(messages("x"))
