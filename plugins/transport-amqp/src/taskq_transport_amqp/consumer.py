@@ -6,7 +6,6 @@ import logging
 import os
 import threading
 import time
-from collections import deque
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +16,7 @@ from taskq.message import ACK, Delivery, Fetched, Lost, Receipt, Settlement, Sub
 from taskq.spi import SubscribeOrder
 from taskq_lib_amqp import wire
 from taskq_lib_amqp.link import Bell, ChannelClosed
+from taskq_transport_amqp.intake import Intake
 from taskq_transport_amqp.windows import ConsumeChannel, Entry, Source
 
 if TYPE_CHECKING:
@@ -25,8 +25,6 @@ if TYPE_CHECKING:
 logger = logging.getLogger("taskq.transport.amqp")
 _IDLE_S = 0.3
 """How long what was pushed may wait for a fetch before it is given back."""
-_TURN_S = 0.05
-"""How long a queue is listened to while there are more queues than credit."""
 
 
 class AmqpConsumer:
@@ -37,22 +35,17 @@ class AmqpConsumer:
         self._bell = Bell()
         self._pid = os.getpid()
         self._channel: ConsumeChannel | None = None
-        self._sources: dict[str, Source] = {}
-        self._order: SubscribeOrder = "fair"
-        self._credit, self._max_bytes = 0, 0
         self._held: dict[int, Entry] = {}
-        self._bytes = 0
+        self._intake = Intake(self._held)
+        self._bytes, self._max_bytes = 0, 0
         self._lost: dict[Any, str] = {}
         self._closed = False
         self._state = threading.Lock()
         """Guards what fetching and settling threads share: held, tags, losses. Never held over a wait."""
-        self._intake = threading.Lock()
+        self._moving = threading.Lock()
         """Held by whoever moves windows and buffer: the intake thread, or the keeper while nobody fetches."""
         self._fetched = time.monotonic()
         self._woken = False
-        self._turn = 0
-        self._shrunk = 0
-        self._prioritized = False
         try:
             self._connect()
         except BaseException:
@@ -73,8 +66,7 @@ class AmqpConsumer:
         except BaseException:
             link.close()
             raise
-        for source in self._sources.values():
-            source.open = source.outstanding = 0
+        self._intake.restart()
         transport.keeper.add(link, self._tick)
         self._channel = channel
         return channel
@@ -119,67 +111,26 @@ class AmqpConsumer:
             for i, q in enumerate(queues)
         }
         with self._state:
-            for name, source in list(wanted.items()):
-                known = self._sources.get(name)
-                if known is not None:
-                    known.rank, known.weight = source.rank, source.weight
-                    wanted[name] = known
-            gone = [s for name, s in self._sources.items() if name not in wanted]
-            self._sources, self._order = wanted, order
-            self._prioritized = any(source.classic for source in wanted.values())
+            gone = self._intake.subscribe(wanted, order)
         if channel is not None and gone:
             self._withdraw(channel, gone)
 
     def credit(self, n: int, max_bytes: int) -> None:
         self._check()
-        lower = n < self._credit
-        self._credit, self._max_bytes = n, max_bytes
+        lower = n < self._intake.credit
+        self._intake.credit, self._max_bytes = n, max_bytes
         channel = self._sound() if lower else None
         if channel is not None and channel.capacity() > n:
-            self._withdraw(channel, list(self._sources.values()))
+            self._withdraw(channel, list(self._intake.sources.values()))
 
     def _withdraw(self, channel: ConsumeChannel, sources: Sequence[Source]) -> None:
         """Have nothing more pushed from these queues, and give back what is too much now."""
-        with self._intake:
+        with self._moving:
             try:
                 channel.cancel(sources)
-                self._trim(channel)
+                self._intake.trim(channel)
             except (TransportError, ChannelClosed):
                 pass  # the next fetch finds out
-
-    # --------------------------------------------------------------------------------------------------- windows
-
-    def _grow(self, channel: ConsumeChannel, more: int) -> None:
-        """Let the server push more: to the queues that use up what they have, by weight."""
-        sources = list(self._sources.values())
-        if len(sources) == 1:
-            if more > 0:
-                channel.widen([(sources[0], more)])
-            return
-        sizes = [(source, 1) for source in sources if source.open == 0][: max(0, more)]
-        more -= len(sizes)
-        eager = [source for source in sources if source.open and source.outstanding >= source.open]
-        total = sum(source.weight for source in eager)
-        sizes += [(source, share) for source in eager if (share := more * source.weight // total) > 0]
-        channel.widen(sizes)
-
-    def _trim(self, channel: ConsumeChannel) -> None:
-        """Give back what was pushed beyond the credit, or from queues that are not subscribed any more."""
-        buffer = channel.buffer
-        if not buffer:
-            return
-        allowed = max(0, self._credit - len(self._held))
-        kept: deque[Entry] = deque()
-        back: list[Entry] = []
-        for _ in range(len(buffer)):  # more may be added at its end meanwhile
-            entry = buffer.popleft()
-            wanted = self._sources.get(entry[1].source.queue) is entry[1].source
-            if wanted and len(kept) < allowed:
-                kept.append(entry)
-            else:
-                back.append(entry)
-        buffer.extendleft(reversed(kept))
-        channel.give_back(back)
 
     def _tick(self) -> bool:
         """Give back what nobody fetches: its worker is busy, another one may be free. Called by the keeper."""
@@ -188,20 +139,20 @@ class AmqpConsumer:
             return False
         if not channel.buffer:
             return bool(self._held)
-        if time.monotonic() - self._fetched >= _IDLE_S and self._intake.acquire(blocking=False):
+        if time.monotonic() - self._fetched >= _IDLE_S and self._moving.acquire(blocking=False):
             try:
-                channel.cancel(list(self._sources.values()))
+                channel.cancel(list(self._intake.sources.values()))
                 entries = [channel.buffer.popleft() for _ in range(len(channel.buffer))]
                 channel.give_back(entries)
             finally:
-                self._intake.release()
+                self._moving.release()
         return True
 
     # --------------------------------------------------------------------------------------------------- fetching
 
     def fetch(self, limit: int, wait: float, *, ahead: int = 0) -> Fetched:
         self._check()
-        with self._intake:
+        with self._moving:
             try:
                 return self._fetch(limit, wait, ahead)
             except ChannelClosed as closed:
@@ -216,19 +167,20 @@ class AmqpConsumer:
             if self._lost:
                 return Fetched((), self._losses())
             channel = self._connect()
-            for queue in self._sources:
+            for queue in self._intake.sources:
                 self._transport.ensure(queue)
+        intake = self._intake
         deliveries: list[Delivery] = []
-        pull = len(self._sources) > 1 and (self._order == "strict" or self._credit < len(self._sources))
+        pull = intake.pulls()
         while True:
             rung = self._heard()
             if channel.cancelled:
                 self._deleted(channel)
-            if pull:
-                if not channel.buffer:
-                    self._pull(channel, limit)
-            else:
-                self._ask(channel, limit + ahead)
+            look = 3600.0
+            if not pull:
+                look = intake.ask(channel, self._wanted(limit + ahead))
+            elif not channel.buffer:
+                intake.pull(channel, limit)
             if not channel.buffer:
                 channel.link.read_now()
             self._take(channel, limit, deliveries)
@@ -236,16 +188,16 @@ class AmqpConsumer:
             if deliveries or self._lost or rung or left <= 0:
                 break
             if pull:
-                left = min(left, self._listen(channel))
-            seen = len(channel.buffer), len(self._held)
+                look = intake.listen(channel)
+            seen = len(channel.buffer), len(self._held), channel.returned
             try:
                 channel.link.wait(
                     lambda seen=seen: (  # type: ignore[misc]
-                        (len(channel.buffer), len(self._held)) != seen
+                        (len(channel.buffer), len(self._held), channel.returned) != seen
                         or bool(channel.cancelled)
                         or channel.closed is not None
                     ),
-                    left,
+                    min(left, look),
                     self._bell,
                 )
             except TransportError:
@@ -255,7 +207,7 @@ class AmqpConsumer:
                     raise ConnectionLost(f"the connection of a consumer broke: {channel.link.error or channel.closed}")
                 break
         if pull and self._channel is channel:
-            channel.cancel(list(self._sources.values()))
+            channel.cancel(list(intake.sources.values()))
         return Fetched(deliveries, self._losses() if self._lost else ())
 
     def _heard(self) -> bool:
@@ -264,79 +216,28 @@ class AmqpConsumer:
         woken, self._woken = self._woken, False
         return woken
 
-    def _ask(self, channel: ConsumeChannel, more: int) -> None:
-        """Open windows for what is held and this much more, or close those that are far too wide."""
+    def _wanted(self, more: int) -> int:
+        """Return how many messages are to be here: what is held and this much more, within credit and bytes."""
         held = len(self._held)
-        want = min(self._credit, held + more)
+        want = min(self._intake.credit, held + more)
         if self._bytes and held and more > 1:
             mean = max(1, self._bytes // held)
             want = min(want, max(held, self._max_bytes // mean))
-        have = channel.capacity()
-        least = len(self._sources)
-        if want * 4 < have and have > least * 2:
-            self._shrunk += 1
-            if self._shrunk > 3:  # not for a single small fetch between large ones
-                self._shrunk = 0
-                channel.cancel(list(self._sources.values()))
-                self._grow(channel, max(0, min(self._credit, max(want, least)) - channel.outstanding()))
-            return
-        self._shrunk = 0
-        want = max(want, min(least, self._credit))
-        if want > have:
-            if want > 16:  # in few steps
-                want = min(self._credit, max(want, have * 2))
-            self._grow(channel, want - have)
-
-    def _pull(self, channel: ConsumeChannel, limit: int) -> None:
-        """Take messages one by one, from the queues in their order: for what pushing cannot do."""
-        sources = list(self._sources.values())
-        if self._order == "weighted":
-            sources = [s for s in sources for _ in range(s.weight)]
-        if self._order != "strict":
-            start = self._turn % len(sources)
-            sources = sources[start:] + sources[:start]
-        taken = 0
-        room = min(limit, self._credit - channel.outstanding())
-        empty: set[str] = set()
-        for source in sources:
-            while taken < room and source.queue not in empty:
-                if not channel.pull(source):
-                    empty.add(source.queue)
-                    break
-                taken += 1
-                self._turn += 1
-                if self._order != "strict":
-                    break  # the next one's turn
-        if taken == 0:
-            self._turn += 1
-
-    def _listen(self, channel: ConsumeChannel) -> float:
-        """While nothing is there: have one message pushed from as many queues as the credit allows."""
-        room = self._credit - channel.capacity()
-        closed = [s for s in self._sources.values() if s.open == 0]
-        if room <= 0 and closed and channel.outstanding() < self._credit:
-            channel.cancel(list(self._sources.values()))
-            closed = list(self._sources.values())
-            room = self._credit - channel.outstanding()
-        if self._order != "strict" and closed:
-            start = self._turn % len(closed)
-            closed = closed[start:] + closed[:start]
-        channel.widen([(source, 1) for source in closed[: max(0, room)]])
-        return _TURN_S if room < len(closed) else 3600.0
+        return want
 
     def _take(self, channel: ConsumeChannel, limit: int, deliveries: list[Delivery]) -> None:
         buffer = channel.buffer
         if not buffer:
             return
         held = self._held
-        room = min(limit, self._credit - len(held))
+        intake = self._intake
+        room = min(limit, intake.credit - len(held))
         if room <= 0:
             return
-        if len(self._sources) > 1 or self._prioritized:
-            self._sort(channel)
+        intake.sort(channel)
         base = channel.base
         total, most = self._bytes, self._max_bytes
-        sources = self._sources
+        sources = intake.sources
         with self._state:
             while room > 0 and buffer:
                 incoming, window = buffer[0]
@@ -356,32 +257,18 @@ class AmqpConsumer:
                 deliveries.append(Delivery(incoming.body, receipt, source.queue, count))
                 room -= 1
             self._bytes = total
-        if buffer and sources.get(buffer[0][1].source.queue) is not buffer[0][1].source:
-            self._trim(channel)
+        if buffer and not intake.wants(buffer[0][1].source):
+            intake.trim(channel)
             self._take(channel, limit - len(deliveries), deliveries)
-
-    def _sort(self, channel: ConsumeChannel) -> None:
-        """Put what waits here into the order to start it in."""
-        buffer = channel.buffer
-        entries = [buffer.popleft() for _ in range(len(buffer))]
-        if self._order == "strict":
-            entries.sort(key=lambda e: (e[1].source.rank, -e[0].priority))
-        elif self._prioritized:
-            entries.sort(key=lambda e: -e[0].priority)
-        buffer.extendleft(reversed(entries))
 
     def _deleted(self, channel: ConsumeChannel) -> None:
         """The server ended subscriptions, mostly because their queue was deleted, with all that was in it."""
         windows, channel.cancelled = channel.cancelled, []
-        with self._state:
-            for window in windows:
-                if window.active:
-                    window.active = False
-                    window.source.open -= window.size
+        channel.ended(windows)
         for queue in {w.source.queue for w in windows}:
             logger.warning("%s ended the subscription to queue %r: it was deleted or moved", channel.link.name, queue)
             self._transport.forget_queue(queue)
-            if queue in self._sources:
+            if queue in self._intake.sources:
                 self._transport.ensure(queue)
 
     def _losses(self) -> list[Lost]:
@@ -395,7 +282,7 @@ class AmqpConsumer:
         if channel is not None:
             self._drop(channel, str(closed))
         if closed.code == 404:  # it was deleted; the next fetch makes it again, or says that it may not
-            for queue in self._sources:
+            for queue in self._intake.sources:
                 self._transport.forget_queue(queue)
         if closed.code == 403:
             return QueueMissing(f"a queue may not be consumed from: {closed}; give the user the right to read")
@@ -424,8 +311,7 @@ class AmqpConsumer:
                     continue
                 incoming, window = entry
                 closing = closing or not window.active
-                window.outstanding -= 1
-                window.source.outstanding -= 1
+                window.settled()
                 self._bytes -= len(incoming.body)
                 if settlement.kind == ACK:
                     acks.append(receipt - base)

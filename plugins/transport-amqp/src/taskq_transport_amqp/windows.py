@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import itertools
 import threading
+import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import pika.spec as spec
@@ -28,7 +29,7 @@ _connections = itertools.count(1)
 class Source:
     """A queue that is subscribed."""
 
-    __slots__ = ("classic", "open", "outstanding", "queue", "rank", "weight")
+    __slots__ = ("classic", "open", "queue", "rank", "room", "seen", "weight")
 
     def __init__(self, queue: str, rank: int, weight: int, *, classic: bool) -> None:
         self.queue = queue
@@ -36,21 +37,32 @@ class Source:
         self.rank = rank
         self.weight = max(1, weight)
         self.open = 0
-        """What its windows let through."""
-        self.outstanding = 0
+        """What its active windows let through."""
+        self.room = 0
+        """How much of that could still be pushed now; 0 where the queue may have more than it is let."""
+        self.seen = 0.0
+        """When something came last, on the monotonic clock."""
 
 
 class Window:
     """One ``basic.consume``: the server pushes until ``size`` are unsettled."""
 
-    __slots__ = ("active", "outstanding", "size", "source", "tag")
+    __slots__ = ("active", "ending", "outstanding", "size", "source", "tag")
 
     def __init__(self, source: Source, size: int, tag: bytes) -> None:
         self.source = source
         self.size = size
         self.tag = tag
         self.active = True
+        self.ending = False
+        """Cancelled, and the server has not said yet that nothing more comes."""
         self.outstanding = 0
+
+    def settled(self) -> None:
+        """Take note that one of what it brought is settled; the caller holds the state's lock."""
+        self.outstanding -= 1
+        if self.active:
+            self.source.room += 1
 
 
 Entry = tuple[wire.Incoming, Window]
@@ -70,6 +82,8 @@ class ConsumeChannel(Channel):
         """What was pushed and not fetched."""
         self.cancelled: list[Window] = []
         """Windows that the server has ended."""
+        self.returned = 0
+        """How many windows have ended at our wish, with the server's word for it."""
         self._low = 1
         """The lowest tag that is not settled; above it those in ``_gaps`` are."""
         self._gaps: set[int] = set()
@@ -80,11 +94,15 @@ class ConsumeChannel(Channel):
 
     def on_deliveries(self, deliveries: list[wire.Incoming]) -> None:
         windows, buffer = self.windows, self.buffer
+        now = time.monotonic()
         with self._state:
             for incoming in deliveries:
                 window = windows[incoming.consumer]
                 window.outstanding += 1
-                window.source.outstanding += 1
+                if window.active:
+                    source = window.source
+                    source.room -= 1
+                    source.seen = now
                 buffer.append((incoming, window))
 
     def on_method(self, method: Any, properties: Any, body: bytes) -> None:
@@ -92,6 +110,11 @@ class ConsumeChannel(Channel):
             window = self.windows.get(method.consumer_tag.encode())
             if window is not None:
                 self.cancelled.append(window)
+        elif isinstance(method, spec.Basic.CancelOk):
+            window = self.windows.get(method.consumer_tag.encode())
+            if window is not None:
+                window.ending = False
+                self.returned += 1
         elif not isinstance(method, spec.Basic.QosOk):
             super().on_method(method, properties, body)
 
@@ -102,7 +125,7 @@ class ConsumeChannel(Channel):
         total = 0
         done = []
         for tag, window in self.windows.items():
-            if window.active:
+            if window.active or window.ending:
                 total += max(window.size, window.outstanding)
             elif window.outstanding:
                 total += window.outstanding
@@ -125,7 +148,9 @@ class ConsumeChannel(Channel):
             tag = str(next(self._tags))
             window = Window(source, size, tag.encode())
             self.windows[window.tag] = window
-            source.open += size
+            with self._state:
+                source.open += size
+                source.room += size
             frames += (
                 wire.method_frame(self.number, spec.Basic.Qos(0, size, False)),
                 wire.method_frame(self.number, spec.Basic.Consume(queue=source.queue, consumer_tag=tag, nowait=True)),
@@ -133,17 +158,32 @@ class ConsumeChannel(Channel):
         if frames:
             self.link.write(b"".join(frames))
 
-    def cancel(self, sources: Sequence[Source]) -> None:
-        """Have nothing more pushed from these queues."""
-        frames = []
-        for window in list(self.windows.values()):
-            if window.active and window.source in sources:
-                window.active = False
-                frames.append(wire.method_frame(self.number, spec.Basic.Cancel(window.tag.decode(), nowait=True)))
-        for source in sources:
-            source.open = 0
+    def cancel(self, sources: Iterable[Source], *, answered: bool = False) -> None:
+        """Have nothing more pushed from these queues.
+
+        ``answered``: their windows count until the server has said that nothing more comes.
+        """
+        frames, chosen = [], set(sources)
+        with self._state:
+            for window in self.windows.values():
+                if window.active and window.source in chosen:
+                    window.active, window.ending = False, answered
+                    cancel = spec.Basic.Cancel(window.tag.decode(), nowait=not answered)
+                    frames.append(wire.method_frame(self.number, cancel))
+            for source in chosen:
+                source.open = source.room = 0
         if frames:
             self.link.write(b"".join(frames))
+
+    def ended(self, windows: Sequence[Window]) -> None:
+        """Take note of windows that the server has ended by itself."""
+        with self._state:
+            for window in windows:
+                if window.active:
+                    window.active = False
+                    window.source.open -= window.size
+                    window.source.room -= window.size - window.outstanding
+                window.ending = False
 
     def pull(self, source: Source) -> bool:
         """Ask for one message of a queue and buffer it; whether there was one. Raises: ChannelClosed."""
@@ -170,8 +210,7 @@ class ConsumeChannel(Channel):
             return
         with self._state:
             for _, window in entries:
-                window.outstanding -= 1
-                window.source.outstanding -= 1
+                window.settled()
             frames = self.settling((), [incoming.tag for incoming, _ in entries])
         self.link.write(b"".join(frames))
 

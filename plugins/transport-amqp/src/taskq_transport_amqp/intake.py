@@ -1,0 +1,206 @@
+"""Which queues may push how much: what the kernel asks for is shared out among the queues that have messages."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Sized
+from typing import TYPE_CHECKING
+
+from taskq.spi import SubscribeOrder
+from taskq_transport_amqp.windows import Source
+
+if TYPE_CHECKING:
+    from taskq_transport_amqp.windows import ConsumeChannel, Entry
+
+_TURN_S = 0.05
+"""How long a queue is listened to while there are more queues than credit."""
+_QUIET_S = 0.05
+"""After how long without a message a queue leaves what it does not use to others."""
+_LOOK_S = 0.25
+_ENOUGH = 16
+"""Credit beyond one message from each queue with which pushing serves a single busy queue well enough."""
+
+
+class Intake:
+    """The subscribed queues, and how much of their messages is asked for.
+
+    Each queue may always push one message, so that one in a quiet queue is not passed over; these come on top of what
+    the kernel asks for, within the credit. All else goes to queues that use up what they have.
+    """
+
+    def __init__(self, held: Sized) -> None:
+        self._held = held
+        self.sources: dict[str, Source] = {}
+        self.credit = 0
+        self._order: SubscribeOrder = "fair"
+        self._sorted = False
+        self._turn = 0
+        self._shrunk = 0
+
+    def subscribe(self, wanted: dict[str, Source], order: SubscribeOrder) -> list[Source]:
+        """Take these queues instead of those before; return the ones that are gone."""
+        for name, source in list(wanted.items()):
+            known = self.sources.get(name)
+            if known is not None:
+                known.rank, known.weight = source.rank, source.weight
+                wanted[name] = known
+        gone = [source for name, source in self.sources.items() if name not in wanted]
+        self.sources, self._order = wanted, order
+        strict = order == "strict" and len(wanted) > 1
+        self._sorted = strict or any(source.classic for source in wanted.values())
+        return gone
+
+    def restart(self) -> None:
+        """Take note of a new connection, on which nothing is asked for yet."""
+        # what the old connection still says is about the sources that it knew
+        self.sources = {s.queue: Source(s.queue, s.rank, s.weight, classic=s.classic) for s in self.sources.values()}
+
+    def wants(self, source: Source) -> bool:
+        """Whether a queue is subscribed still."""
+        return self.sources.get(source.queue) is source
+
+    def pulls(self) -> bool:
+        """Whether messages are asked for one by one: for what pushing cannot do."""
+        count = len(self.sources)
+        return count > 1 and (self._order == "strict" or self.credit < count + min(count, _ENOUGH))
+
+    # --------------------------------------------------------------------------------------------------- pushing
+
+    def ask(self, channel: ConsumeChannel, want: int) -> float:
+        """Let the server push until this many are here; return the seconds after which to look again.
+
+        What is far too much is withdrawn.
+        """
+        sources = list(self.sources.values())
+        least, have = len(sources), channel.capacity()
+        here = len(self._held) + len(channel.buffer)
+        wait = 3600.0
+        if least == 1:
+            want = max(want, min(1, self.credit))
+        else:
+            enough = here >= want
+            want = min(self.credit, want + sum(1 for s in sources if s.room > 0 or s.open == 0))
+            if not enough and want <= have:
+                wait = self._reclaim(channel, sources)
+        if want * 4 < have and have > least * 2:
+            self._shrunk += 1
+            if self._shrunk > 3:  # not for a single small fetch between large ones
+                self._shrunk = 0
+                channel.cancel(sources)
+                self._grow(channel, sources, max(0, min(self.credit, max(want, least)) - here))
+            return wait
+        self._shrunk = 0
+        if want > have:
+            if want > 16:  # in few steps
+                want = min(self.credit, max(want, have * 2))
+            self._grow(channel, sources, want - have)
+        return wait
+
+    def _grow(self, channel: ConsumeChannel, sources: list[Source], more: int) -> None:
+        """Let the server push more: one message from each queue, the rest to those that use up what they have."""
+        if more <= 0:
+            return
+        if len(sources) == 1:
+            channel.widen([(sources[0], more)])
+            return
+        sizes = [(source, 1) for source in sources if source.open == 0][:more]
+        more -= len(sizes)
+        hungry = [source for source in sources if source.open and source.room <= 0]
+        if more > 0 and hungry:
+            start = self._turn % len(hungry)
+            self._turn += 1
+            total, left = sum(source.weight for source in hungry), more
+            for source in hungry[start:] + hungry[:start]:
+                share = min(left, -(-more * source.weight // total))
+                if share > 0:
+                    sizes.append((source, share))
+                    left -= share
+        channel.widen(sizes)
+
+    def _reclaim(self, channel: ConsumeChannel, sources: list[Source]) -> float:
+        """Withdraw what quiet queues leave unused, where others lack it; return the seconds after which to look again.
+
+        The others get it when the server has said that nothing more comes from there.
+        """
+        if not any(source.room <= 0 for source in sources):
+            return 3600.0
+        spare = [source for source in sources if source.room > 1]
+        now = time.monotonic()
+        quiet = {source for source in spare if now - source.seen >= _QUIET_S}
+        if not quiet and any(s.open == 0 for s in sources) and sum(s.open for s in sources) >= self.credit:
+            quiet = {max(sources, key=lambda source: source.open)}  # so that no queue may push nothing at all
+        if quiet:
+            channel.cancel(quiet, answered=True)
+        return _QUIET_S if spare else _LOOK_S
+
+    # --------------------------------------------------------------------------------------------------- pulling
+
+    def pull(self, channel: ConsumeChannel, limit: int) -> None:
+        """Take messages one by one, from the queues in their order."""
+        sources = list(self.sources.values())
+        if self._order == "weighted":
+            sources = [s for s in sources for _ in range(s.weight)]
+        if self._order != "strict":
+            start = self._turn % len(sources)
+            sources = sources[start:] + sources[:start]
+        taken = 0
+        room = min(limit, self.credit - channel.outstanding())
+        empty: set[str] = set()
+        for source in sources:
+            while taken < room and source.queue not in empty:
+                if not channel.pull(source):
+                    empty.add(source.queue)
+                    break
+                taken += 1
+                self._turn += 1
+                if self._order != "strict":
+                    break  # the next one's turn
+        if taken == 0:
+            self._turn += 1
+
+    def listen(self, channel: ConsumeChannel) -> float:
+        """While nothing is there: have one message pushed from as many queues as the credit allows.
+
+        Return for how many seconds.
+        """
+        room = self.credit - channel.capacity()
+        closed = [s for s in self.sources.values() if s.open == 0]
+        if room <= 0 and closed and channel.outstanding() < self.credit:
+            channel.cancel(list(self.sources.values()))
+            closed = list(self.sources.values())
+            room = self.credit - channel.outstanding()
+        if self._order != "strict" and closed:
+            start = self._turn % len(closed)
+            closed = closed[start:] + closed[:start]
+        channel.widen([(source, 1) for source in closed[: max(0, room)]])
+        return _TURN_S if room < len(closed) else 3600.0
+
+    # ------------------------------------------------------------------------------------------ what was pushed
+
+    def trim(self, channel: ConsumeChannel) -> None:
+        """Give back what was pushed beyond the credit, or from queues that are not subscribed any more."""
+        buffer = channel.buffer
+        allowed = max(0, self.credit - len(self._held))
+        kept: deque[Entry] = deque()
+        back: list[Entry] = []
+        for _ in range(len(buffer)):  # more may be added at its end meanwhile
+            entry = buffer.popleft()
+            if self.wants(entry[1].source) and len(kept) < allowed:
+                kept.append(entry)
+            else:
+                back.append(entry)
+        buffer.extendleft(reversed(kept))
+        channel.give_back(back)
+
+    def sort(self, channel: ConsumeChannel) -> None:
+        """Put what waits here into the order to start it in."""
+        if not self._sorted:
+            return
+        buffer = channel.buffer
+        entries = [buffer.popleft() for _ in range(len(buffer))]
+        if self._order == "strict":
+            entries.sort(key=lambda e: (e[1].source.rank, -e[0].priority))
+        else:
+            entries.sort(key=lambda e: -e[0].priority)
+        buffer.extendleft(reversed(entries))

@@ -1,0 +1,129 @@
+"""How several queues of one consumer share what may be pushed: none starves, whatever the others were allowed for."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+
+import pytest
+
+from taskq.message import Subscription
+from taskq.spi import TransportConfig, parse_urls
+from taskq_transport_amqp.options import AmqpOptions
+from taskq_transport_amqp.transport import AmqpTransport
+from tests.support.steps import PATIENCE, ack, collect, consumer_of, opening, send
+
+Make = Callable[..., AmqpTransport]
+kinds = pytest.mark.parametrize("kind", ["quorum", "classic"])
+
+
+@pytest.fixture
+def make(rabbitmq_url: str) -> Iterator[Make]:
+    with ExitStack() as stack:
+
+        def one(kind: str = "quorum") -> AmqpTransport:
+            options = AmqpOptions(queue_type=kind, timeout=PATIENCE)
+            config = TransportConfig(urls=parse_urls(rabbitmq_url), options=options, lease_s=30.0)
+            return stack.enter_context(opening(AmqpTransport(config)))
+
+        yield one
+
+
+def numbers(n: int) -> list[str]:
+    return [str(i) for i in range(n)]
+
+
+@kinds
+def test_a_queue_that_fell_silent_keeps_no_room_from_the_others(make: Make, kind: str) -> None:
+    """What one queue was allowed for and does not use goes to another, though nothing is settled meanwhile."""
+    transport = make(kind)
+    taker = consumer_of(transport, "a", "b", "c")
+    send(transport, "a", queue="a")
+    found = collect(taker, 1, limit=9)
+    assert not taker.fetch(8, 0.1).deliveries  # now a may push what is left
+    send(transport, *numbers(8), queue="b")
+    found += collect(taker, 8)
+    send(transport, "late", queue="c")
+    found += collect(taker, 1)
+    assert len({d.payload for d in found}) == 10
+    ack(taker, found)
+
+
+@kinds
+def test_it_comes_to_a_fetch_that_waits_already(make: Make, kind: str) -> None:
+    """The room is moved while the fetch waits: nobody has to call again, or to settle anything."""
+    transport = make(kind)
+    taker = consumer_of(transport, "a", "b")
+    send(transport, "a", queue="a")
+    found = collect(taker, 1, limit=9)
+    assert not taker.fetch(8, 0.1).deliveries
+    send(transport, "first", queue="b")
+    found += collect(taker, 1, limit=8)
+    late = threading.Timer(0.2, send, (transport, *numbers(3)), {"queue": "b"})
+    late.start()
+    before = time.monotonic()
+    found += taker.fetch(7, PATIENCE).deliveries
+    assert time.monotonic() - before < PATIENCE
+    late.join()
+    found += collect(taker, 5 - len(found)) if len(found) < 5 else []
+    ack(taker, found)
+
+
+def test_quiet_queues_take_no_slots_from_a_busy_one(make: Make) -> None:
+    """As many queues as slots, and work in one of them only: it gets every slot, and is not taken ahead of them."""
+    transport = make()
+    taker = consumer_of(transport, *(f"q{i}" for i in range(8)))
+    send(transport, *numbers(20), queue="q3")
+    found = collect(taker, 8)
+    found += collect(consumer_of(make(), "q3"), 12 - 1)  # one may have been pushed ahead
+    assert len({d.payload for d in found}) == len(found)
+
+
+def test_slots_that_do_not_divide_by_queues(make: Make) -> None:
+    """Three busy queues and eight slots: all eight are used."""
+    transport = make()
+    for queue in "abc":
+        send(transport, *numbers(10), queue=queue)
+    taker = consumer_of(transport, "a", "b", "c")
+    found = collect(taker, 8)
+    assert {d.queue for d in found} == set("abc")
+    ack(taker, found)
+
+
+@pytest.mark.parametrize("credit", [40, 1000])
+def test_a_queue_subscribed_later_gets_its_share(make: Make, credit: int) -> None:
+    """Even where all that may be held was promised to the first one, which uses it."""
+    transport = make()
+    taker = consumer_of(transport, "a", credit=credit)
+    send(transport, *numbers(400), queue="a")
+    held = collect(taker, 40)
+    taker.subscribe([Subscription("a"), Subscription("b")])
+    send(transport, "late", queue="b")
+    end = time.monotonic() + PATIENCE
+    while b"late" not in {d.payload for d in held}:
+        assert time.monotonic() < end, "the later queue was passed over"
+        ack(taker, [held.pop(0)])
+        held += taker.fetch(1, 0.1).deliveries
+    assert b"399" not in {d.payload for d in held}, "the later queue had to wait for the end of the first"
+
+
+def test_a_consumer_never_holds_more_than_its_credit(make: Make) -> None:
+    """Also while room moves from queue to queue: what the server has handed out is counted on the server."""
+    transport, other = make("classic"), make("classic")
+    queues = ["a", "b", "c"]
+    taker = consumer_of(transport, *queues, credit=25)
+    sent = 0
+    done = 0
+    for turn in range(12):
+        send(transport, *(f"{turn}-{i}" for i in range(30)), queue=queues[turn % 3])
+        sent += 30
+        end = time.monotonic() + 0.3
+        held = []
+        while time.monotonic() < end:
+            held += taker.fetch(25 - len(held), 0.05).deliveries if len(held) < 25 else []
+            ready = sum(counts.ready for counts in other.stats(queues).values())
+            assert sent - done - ready <= 25
+        ack(taker, held)
+        done += len(held)
