@@ -73,3 +73,19 @@ class Meddler:
         self._server.shutdown()
         self._server.server_close()
         self._thread.join(5)
+
+
+def fail_entry(number: int, code: str, *, sender: bool, times: int = 1) -> Rule:
+    """Return a rule: one entry of a batch call fails, and is not done."""
+    left = [times]
+
+    def rule(operation: str, body: dict[str, Any], ask: Callable[[], Answer]) -> Answer:
+        if not operation.endswith("Batch") or not left[0] or len(body["Entries"]) <= number:
+            return ask()
+        left[0] -= 1
+        entry = body["Entries"][number]
+        failed = {"Id": entry["Id"], "Code": code, "SenderFault": sender, "Message": "because"}
+        done = [{"Id": e["Id"]} for e in body["Entries"] if e is not entry]
+        return 200, {"Successful": done, "Failed": [failed]}
+
+    return rule
