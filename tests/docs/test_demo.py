@@ -141,15 +141,18 @@ def test_a_bad_folder_is_said_in_one_line(demo: Demo, tmp_path: Path, folder: st
 @pytest.mark.slow
 @pytest.mark.parametrize(("number", "expected"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_signal_in_the_middle_ends_it_cleanly(demo: Demo, number: signal.Signals, expected: int) -> None:
-    for i in range(300):
-        (demo.sources / f"m{i}.py").write_text("def f(): pass\n" * 500)
+    long = demo.sources / "long.py"
+    long.write_text("def f(): pass\n" * 5000)
+    for i in range(300):  # much more work than anything here takes: there is a middle
+        (demo.sources / f"m{i}.py").hardlink_to(long)
     process = demo.start(demo.sources)
-    assert process.stdout is not None
     deadline = time.monotonic() + 30
-    while len(demo.workers()) < 3 and time.monotonic() < deadline:
+    while len(demo.workers()) < 3:
+        assert process.poll() is None, process.communicate()[0]
+        assert time.monotonic() < deadline
         time.sleep(0.05)
     process.send_signal(number)
-    output, _ = process.communicate(timeout=30)
+    output, _ = process.communicate(timeout=40)
     assert process.returncode == expected, output
     assert "Traceback" not in output
     assert demo.left() == []

@@ -32,8 +32,27 @@ SILENCE = 60.0
 """Seconds without a finished task after which the demo gives up."""
 
 
+asked: list[int] = []
+"""The signal that asked to stop. It is looked at where stopping is safe: nothing is struck in the middle of a step."""
+
+
 class DemoError(Exception):
     """Something that the person at the terminal can do something about."""
+
+
+class Stopped(Exception):
+    """A signal asked to stop."""
+
+
+def on_signal(number: int, frame: Any) -> None:
+    if asked:  # somebody has no patience
+        raise KeyboardInterrupt
+    asked.append(number)
+
+
+def go_on() -> None:
+    if asked:
+        raise Stopped
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -44,12 +63,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     warnings.simplefilter("ignore", SyntaxWarning)
 
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, on_signal)
     scratch = Path(tempfile.mkdtemp(prefix="taskq-demo-"))
     # No other configuration may leak in from the environment: this is the embedded default.
     for name in [name for name in os.environ if name.startswith("TASKQ_")]:
         del os.environ[name]
     os.environ["TASKQ_BROKER"] = f"sqlite:///{scratch}/queue.db"
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     workers: list[subprocess.Popen[bytes]] = []
     try:
         folder = Path(options.folder or sysconfig.get_path("stdlib")).expanduser().absolute()
@@ -58,7 +78,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         from source_stats import app  # the module that the workers import, too
 
         app.connect()  # makes the queue's file, before the workers come
-        workers += [start_worker(scratch / f"worker-{i + 1}.log") for i in range(max(1, options.workers))]
+        for i in range(max(1, options.workers)):
+            go_on()
+            workers.append(start_worker(scratch / f"worker-{i + 1}.log"))
         print(f"{len(files)} files below {folder}; {len(workers)} worker(s), embedded SQLite queue in {scratch}")
         measured, failures = fan_out(files, workers, scratch)
         print_table(measured, folder)
@@ -69,9 +91,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except DemoError as error:
         print(f"demo: {error}", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
+    except (Stopped, KeyboardInterrupt):
         print("\ndemo: stopped", file=sys.stderr)
-        return 130
+        return 128 + asked[0]
     finally:
         stop_workers(workers)
         if "source_stats" in sys.modules:
@@ -88,6 +110,7 @@ def find_files(folder: Path) -> list[Path]:
         raise DemoError(f"{folder} is a file; give a folder of files with make demo FOLDER=…")
     found: list[Path] = []
     for parent, folders, names in os.walk(folder, onerror=None):
+        go_on()
         folders[:] = sorted(f for f in folders if f not in SKIPPED and not f.startswith("."))
         found += [Path(parent, name) for name in sorted(names) if not name.startswith(".")]
     files = [path for path in found if path.suffix == ".py"] or found
@@ -123,6 +146,7 @@ def fan_out(
     """Send one task per file, and collect the results as they come."""
     from source_stats import app, measure
 
+    go_on()
     began = time.perf_counter()
     results = app.send_many([measure.s(str(path)) for path in files])
     sent = time.perf_counter() - began
@@ -152,8 +176,10 @@ def finished(results: list[Any], workers: list[subprocess.Popen[bytes]], scratch
     pending = {result.id: result for result in results}
     last = time.monotonic()
     while pending:
+        go_on()
         try:
             for result in as_completed(list(pending.values()), timeout=1):
+                go_on()
                 del pending[result.id]
                 last = time.monotonic()
                 yield result
