@@ -79,9 +79,9 @@ class Intake:
         if least == 1:
             want = max(want, min(1, self.credit))
         else:
-            enough = here >= want
+            lacking = here < want or any(s.open == 0 for s in sources)
             want = min(self.credit, want + sum(1 for s in sources if s.room > 0 or s.open == 0))
-            if not enough and want <= have:
+            if lacking and want <= have:
                 wait = self._reclaim(channel, sources)
         if want * 4 < have and have > least * 2:
             self._shrunk += 1
