@@ -71,6 +71,7 @@ class OnRabbit:
     """What the conformance kits need to know, for the transport and the store alike; mix it into a suite."""
 
     scheme = "amqp"
+    patience_s = 15.0  # a quorum queue on a busy machine takes seconds to be made
     fault_options: ClassVar[dict[str, Any]] = {"timeout": 1.0, "connect_timeout": 1.0, "heartbeat": 1}
 
     @pytest.fixture
