@@ -25,7 +25,6 @@ from taskq_pool_prefork.processes import EXIT_ORPHAN, QUIET_SIGNALS, die_with_pa
 from taskq_pool_prefork.protocol import (
     ACTED,
     ARRAY32,
-    BASE,
     BROKE,
     BYE,
     CANCEL,
@@ -49,6 +48,7 @@ from taskq_pool_prefork.protocol import (
     STAGED,
     STARTED,
     STOP,
+    TAKEN,
     TARGET,
     WHY,
     Board,
@@ -65,9 +65,10 @@ from taskq_pool_prefork.protocol import (
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-FLUSH_S: Final = 0.004
-"""Longest time for which ends are staged while jobs follow each other; what a long job holds up the parent finds."""
 FLUSH_JOBS: Final = 128
+"""Ends that are sent in one frame. Fewer stay staged while jobs follow each other: the parent looks for them."""
+EARLY_S: Final = 0.001
+"""Where jobs take longer than this, the last one that waits here is announced by the ends of those before it."""
 _AGAIN_S: Final = 0.05
 _STAGE_BYTES: Final = SIZE - STAGE
 
@@ -98,6 +99,7 @@ class ChildProcess:
         self._epoch = 0
         self._started = 0
         self._base = 0
+        self._word = 0
         self._staged = 0
         self._offset = 0
         self._memory = self._open_memory() if setup.max_memory else -1
@@ -136,7 +138,7 @@ class ChildProcess:
         stage, pack_end = board.bytes, PLAIN_END.pack_into
         max_tasks, max_memory = self._setup.max_tasks or 0, self._setup.max_memory or 0
         plain = PLAIN_END.size
-        now = first = 0.0
+        now = took = 0.0
         while True:
             if not pending:
                 if not self._next_frame(wait=False) and not pending:
@@ -145,6 +147,12 @@ class ChildProcess:
                         return
                 now = monotonic()
                 continue
+            if took > EARLY_S and len(pending) == 1 and self._staged:
+                if not self._next_frame(wait=False):
+                    self._flush()  # before the last one starts, so that more can come while it runs
+                    now = monotonic()
+                if not pending:
+                    continue  # it was taken back
             job = pending.popleft()
             times[SINCE] = now
             slots[STARTED] = self._started + 1
@@ -181,17 +189,18 @@ class ChildProcess:
             if self._forked:
                 os._exit(0)  # this is the copy of a task that has forked: the original goes on
             end = monotonic()
-            if not self._staged:
-                first = now
+            took = end - now
+            if self._staged and slots[TAKEN] >= self._base + self._staged:
+                self._restage()
             if outcome is FINISHED:
-                pack_end(stage, STAGE + self._offset, 0x92, 0xCF, job.key, 0xCB, end - now)
+                pack_end(stage, STAGE + self._offset, 0x92, 0xCF, job.key, 0xCB, took)
                 self._offset += plain
                 self._staged += 1
-                slots[STAGED] = self._offset << 16 | self._staged
+                slots[STAGED] = self._word | self._offset << 16 | self._staged
             else:
-                self._stage(Ended(job.key, end - now, outcome, fault))
+                self._stage(Ended(job.key, took, outcome, fault))
             now = end
-            if self._staged >= FLUSH_JOBS or end - first > FLUSH_S or self._offset > _STAGE_BYTES - plain:
+            if self._staged >= FLUSH_JOBS or self._offset > _STAGE_BYTES - plain:
                 self._flush()
                 now = monotonic()
             if (max_tasks and self._started >= max_tasks) or (max_memory and self._resident() > max_memory):
@@ -279,26 +288,29 @@ class ChildProcess:
             self._flush()
             if len(data) > _STAGE_BYTES:
                 self._send(ENDS, ENDS_HEAD.pack(self._base, ARRAY32, 1), data)
-                self._base += 1
-                self._board.slots[BASE] = self._base
+                self._staged = 1
+                self._restage()
                 return
         at = STAGE + self._offset
         self._board.bytes[at : at + len(data)] = data
         self._offset += len(data)
         self._staged += 1
-        self._board.slots[STAGED] = self._offset << 16 | self._staged
+        self._board.slots[STAGED] = self._word | self._offset << 16 | self._staged
 
     def _flush(self) -> None:
-        """Send what is staged."""
+        """Send what is staged, unless the parent has it."""
         if not self._staged:
             return
-        head = ENDS_HEAD.pack(self._base, ARRAY32, self._staged)
-        self._send(ENDS, head, self._board.bytes[STAGE : STAGE + self._offset])
+        if self._board.slots[TAKEN] < self._base + self._staged:
+            head = ENDS_HEAD.pack(self._base, ARRAY32, self._staged)
+            self._send(ENDS, head, self._board.bytes[STAGE : STAGE + self._offset])
+        self._restage()
+
+    def _restage(self) -> None:
+        """Begin the stage anew: the parent has what is there, or will."""
         self._base += self._staged
         self._staged = self._offset = 0
-        slots = self._board.slots
-        slots[STAGED] = 0
-        slots[BASE] = self._base
+        self._board.slots[STAGED] = self._word = (self._base & 0xFFFFFFFF) << 32
 
     def _no_outcome(self, error: BaseException) -> tuple[Outcome | None, tuple[str, str] | None]:
         """Return what an exception out of the runtime means."""

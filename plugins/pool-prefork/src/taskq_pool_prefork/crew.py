@@ -17,16 +17,16 @@ from taskq_pool_prefork.protocol import BROKE, RECALL_S, SOFT_LIMIT, STARTED, En
 
 log = logging.getLogger("taskq.pool.prefork")
 
-CHUNK_S: Final = 0.005
-"""Work that goes to a child in one frame."""
 CHUNK_JOBS: Final = 256
 CHUNK_BYTES: Final = 1 << 20
 """Payload that goes to a child in one frame, as far as it is more than one job."""
 AHEAD_S: Final = 0.05
-"""Work that is accepted beyond the free slots."""
+"""Work that is accepted beyond the free slots, and that a child has beyond its running job."""
 AHEAD_JOBS: Final = 1024
 QUEUED_S: Final = 0.02
 """Jobs that take longer than this are not given to a busy child: having its next one at hand saves it little."""
+EVEN_S: Final = 0.004
+"""Work that waits in a child, from which on it is taken back for another one that has nothing to do."""
 STUCK_S: Final = 0.004
 """A job that runs for this long, and for several times longer than jobs usually do, holds up those behind it."""
 MUTE_S: Final = 0.05
@@ -46,10 +46,12 @@ class Crew:
         """Accepted and not reported, in the order of acceptance."""
         self.typical = 0.0
         """Seconds that a job takes; 0 while nothing is known."""
+        self.begun: list[int] = []
+        self.done: list[Finished] = []
         self.reports: list[Report] = []
-        """What the sink is to be told once the lock is free."""
+        """What the sink is to be told once the lock is free, after what has begun and what is done."""
         self.queued = False
-        """Whether a child was given jobs behind another one since the supervisor looked."""
+        """Whether a child has jobs behind another one."""
         self.sink: Any = None
 
     # ------------------------------------------------------------------------------------------------ accepting
@@ -88,20 +90,18 @@ class Crew:
             return
         now = monotonic()
         typical = self.typical
-        chunk = max(1, min(CHUNK_JOBS, int(CHUNK_S / typical))) if typical else 1
-        deepest = 2 * chunk if typical and typical <= QUEUED_S else 1
+        deepest = 1 + min(2 * CHUNK_JOBS, int(AHEAD_S / typical)) if typical and typical <= QUEUED_S else 1
         patience = self.patience()
         takers: list[tuple[int, int, Member]] = []
-        busy = 0
+        busy = soon = 0
         for member in self.members.values():
             count = len(member.jobs)
             if count:
                 busy += 1
-            if not member.open or count >= deepest:
+            if not member.open or 2 * count > deepest:
+                soon += not member.answered and not member.killed and member.age(now) <= patience
                 continue
             if count:
-                if count > chunk:
-                    continue
                 running = member.board.slots[STARTED] > member.received
                 if (member.age(now) if running else now - member.sent_at) > patience:
                     continue
@@ -117,8 +117,26 @@ class Crew:
                 if room <= 0:
                     continue  # the pool was made smaller, and others are still at work
                 room -= 1
-            share = -(-len(ready) // (len(takers) - place))
-            self._give(member, min(share, chunk, deepest - count), now)
+            # those from which jobs are just taken back will be free for some of them, too
+            share = -(-len(ready) // (len(takers) - place + soon))
+            self._give(member, min(share, CHUNK_JOBS, deepest - count), now)
+
+    def even_out(self, now: float) -> float:
+        """Take back what waits in the child that has most of it, where another one has nothing to do.
+
+        Returns when to look again (``time.monotonic``; infinity for never).
+        """
+        members = self.members.values()
+        if self.ready or not self.queued or sum([bool(m.jobs) for m in members]) >= self.slots:
+            return float("inf")
+        free = [m for m in members if m.open]
+        if all(m.jobs for m in free):
+            return float("inf")
+        most = max(free, key=Member.unstarted)
+        if most.unstarted() * self.typical <= EVEN_S:
+            return float("inf")
+        most.recall(now)
+        return now + RECALL_S
 
     def _give(self, member: Member, count: int, now: float) -> None:
         if member.budget is not None:
@@ -139,14 +157,12 @@ class Crew:
         """Take note of jobs that have ended, in the order in which the child was given them."""
         count = len(ends)
         first = member.received
-        member.received = first + count
-        pop = member.jobs.popleft
-        for _ in range(count):
-            pop()
+        member.has(count)
         if member.told < member.received:
-            self.reports.append((self.sink.started, ([e.key for e in ends[member.told - first :]],)))
+            self.begun += [e.key for e in ends[member.told - first :]]
             member.told = member.received
         finished = [Finished(e.key, e.outcome or FINISHED, e.elapsed) for e in ends if e.fault is None]
+        self.done += finished
         held = self.held
         for e in ends:
             del held[e.key]
@@ -154,8 +170,6 @@ class Crew:
         typical = self.typical
         # quicker to believe that jobs are short: what gets stuck behind a long one is taken back
         self.typical = typical + (seen - typical) * (0.5 if seen < typical else 0.2) if typical else max(seen, 1e-6)
-        if finished:
-            self.reports.append((self.sink.finished, (finished,)))
         if len(finished) < count:
             for e in ends:
                 if e.fault is not None:
@@ -168,13 +182,23 @@ class Crew:
             error: TaskQError = SoftTimeLimitExceeded(text) if what == SOFT_LIMIT else TaskRevoked(text)
             self.reports.append((self.sink.aborted, ([key], error)))
 
+    def take_reports(self) -> list[Report]:
+        """Return what the sink is to be told, each beginning before its end."""
+        reports = self.reports
+        if self.done:
+            reports.insert(0, (self.sink.finished, (self.done,)))
+        if self.begun:
+            reports.insert(0, (self.sink.started, (self.begun,)))
+        self.begun, self.done, self.reports = [], [], []
+        return reports
+
     def tell_started(self, member: Member) -> None:
         """Report what has begun and was not reported yet."""
         begun = [job.key for job in islice(member.jobs, max(0, member.told - member.received), None)]
         begun = begun[: member.started() - max(member.told, member.received)]
         if begun:
             member.told = max(member.told, member.received) + len(begun)
-            self.reports.append((self.sink.started, (begun,)))
+            self.begun += begun
 
     def died(self, member: Member, reason: str) -> None:
         """Take note of a child's end: what ran on it is lost, what only waited there runs elsewhere."""

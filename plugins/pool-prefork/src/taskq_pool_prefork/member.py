@@ -13,7 +13,6 @@ from taskq.errors import TaskQError
 from taskq.spi import Job
 from taskq_pool_prefork.processes import kill_group
 from taskq_pool_prefork.protocol import (
-    BASE,
     DROP,
     EXIT,
     PING,
@@ -23,6 +22,7 @@ from taskq_pool_prefork.protocol import (
     STAGED,
     STARTED,
     STOP,
+    TAKEN,
     TARGET,
     WHY,
     Board,
@@ -71,7 +71,7 @@ class Member:
         """Since when it is being recalled from, while what it has started is not certain."""
         self.answered = True
         """Whether it has taken note of the last recall."""
-        self.seen_stage = (0, 0)
+        self.seen_stage = 0
         self.verdict: tuple[int, TaskQError] | None = None
         """The job for which it was killed, and the error for it."""
         self.reason = ""
@@ -124,26 +124,27 @@ class Member:
     def running(self) -> Job | None:
         """Return the job that it runs now."""
         at = self.started() - 1 - self.received
-        return self.jobs[at] if 0 <= at < len(self.jobs) and not self._is_staged(at) else None
-
-    def _is_staged(self, at: int) -> bool:
-        count: int = self.board.slots[STAGED] & 0xFFFF
-        return bool(count) and self.board.staged(self.received)[at:] != []
+        return self.jobs[at] if 0 <= at < len(self.jobs) and self.board.ended(self.received) <= at else None
 
     def unstarted(self) -> int:
         """Return how many jobs it holds that it has not started."""
         return len(self.jobs) - max(0, self.started() - self.received)
 
+    def note_stage(self) -> bool:
+        """Note which ends stand on the board, for ``take_staged`` a moment later; whether there are new ones."""
+        self.seen_stage = self.board.slots[STAGED]
+        return self.board.ended(self.received) > 0
+
     def take_staged(self) -> list[Ended]:
-        """Return ends that it has staged and not sent, once they stand there unchanged since the last look."""
-        slots = self.board.slots
-        seen = slots[BASE], slots[STAGED]
-        if not seen[1] & 0xFFFF:
-            return []
-        if seen != self.seen_stage:
-            self.seen_stage = seen
-            return []
-        return self.board.staged(self.received)
+        """Return the ends that stood on the board at the last ``note_stage``."""
+        return self.board.staged(self.received, self.seen_stage)
+
+    def has(self, count: int) -> None:
+        """Take note of so many ends, and have the child know."""
+        for _ in range(count):
+            self.jobs.popleft()
+        self.received += count
+        self.board.slots[TAKEN] = self.received
 
     # ------------------------------------------------------------------------------------------------ taking back
 

@@ -228,11 +228,10 @@ STARTED: Final = 0
 """Child: how many jobs it has started. Written before it looks at STOP, so that one of both sides sees the other."""
 SINCE: Final = 1
 """Child, a float: when the last one started, by ``time.monotonic``; written before STARTED."""
-BASE: Final = 2
-"""Child: index of the first job whose end is staged; written after STAGED was emptied."""
-STAGED: Final = 3
-"""Child: bytes staged << 16 | ends staged; written after the bytes."""
-ACTED: Final = 4
+STAGED: Final = 2
+"""Child: index of the first job whose end is staged, its low 32 bits << 32 | bytes staged << 16 | ends staged; written
+after the bytes."""
+ACTED: Final = 3
 """Child: the last request to interrupt that it has carried out."""
 STOP: Final = 16
 """Parent: how often it has recalled what had not started."""
@@ -242,8 +241,11 @@ WHY: Final = 18
 """Parent: CANCEL or INTERRUPT."""
 REQUESTED: Final = 19
 """Parent: the number of the request to interrupt; written last."""
+TAKEN: Final = 20
+"""Parent: how many jobs' ends it has; what the child has staged of them need not be sent."""
 CANCEL, INTERRUPT = 1, 2
 
+_HALF: Final = 1 << 31
 STAGE: Final = 256
 """Where staged ends begin."""
 SIZE: Final = 1 << 16
@@ -274,17 +276,34 @@ class Board:
         os.ftruncate(descriptor, SIZE)
         return descriptor
 
-    def staged(self, received: int) -> list[Ended]:
-        """Return the ends beyond the first ``received`` jobs' that the child has staged and not sent."""
+    def ended(self, received: int) -> int:
+        """Return how many ends beyond the first ``received`` jobs' the child has staged and not sent."""
+        word: int = self.slots[STAGED]
+        return self._beyond(word, received) if word & 0xFFFF else 0
+
+    def staged(self, received: int, word: int | None = None) -> list[Ended]:
+        """Return the ends beyond the first ``received`` jobs' that the child has staged and not sent.
+
+        Args:
+            received: how many jobs' ends have come.
+            word: the value of STAGED up to which to read, if it is not the present one.
+        """
         slots = self.slots
-        base, state = slots[BASE], slots[STAGED]
-        count = state & 0xFFFF
-        if not count or base + count <= received or base > received:
+        if word is None:
+            word = slots[STAGED]
+        beyond = self._beyond(word, received) if word & 0xFFFF else 0
+        if not beyond:
             return []
-        data = ARRAY32.to_bytes() + count.to_bytes(4, "big") + bytes(self.bytes[STAGE : STAGE + (state >> 16)])
-        if slots[BASE] != base:
+        count = word & 0xFFFF
+        data = ARRAY32.to_bytes() + count.to_bytes(4, "big") + bytes(self.bytes[STAGE : STAGE + (word >> 16 & 0xFFFF)])
+        if slots[STAGED] >> 32 != word >> 32:
             return []  # sent meanwhile
-        return decode_ends(data)[received - base :]
+        return decode_ends(data)[count - beyond :]
+
+    def _beyond(self, word: int, received: int) -> int:
+        """Return how many of the staged ends are beyond the first ``received`` ones; none where some are under way."""
+        lead = ((word >> 32) - received + _HALF) % (2 * _HALF) - _HALF
+        return max(0, lead + (word & 0xFFFF)) if lead <= 0 else 0
 
     def close(self) -> None:
         """Give the memory back."""

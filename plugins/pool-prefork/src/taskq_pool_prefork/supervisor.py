@@ -14,7 +14,7 @@ from typing import Any, Final
 from taskq.errors import WorkerError
 from taskq_pool_prefork.crew import Crew
 from taskq_pool_prefork.launcher import ForkServer
-from taskq_pool_prefork.limits import Watch
+from taskq_pool_prefork.limits import TICK_S, Watch
 from taskq_pool_prefork.member import Member, State
 from taskq_pool_prefork.processes import describe_end
 from taskq_pool_prefork.protocol import (
@@ -49,7 +49,7 @@ log = logging.getLogger("taskq.pool.prefork")
 LINGER_S: Final = 0.5
 """For this long after jobs came the thread looks by itself, so that the next ones need not wake it."""
 LINGER_TICK_S: Final = 0.05
-SOON_S: Final = 0.005
+SOON_S: Final = TICK_S
 """How soon it must look once a child has jobs that wait behind another."""
 SERVER_PATIENCE_S: Final = 5.0
 """Time for the fork server to answer, and for a killed child to end."""
@@ -131,12 +131,13 @@ class Supervisor(threading.Thread):
                         self._return_ready()
                     else:
                         self._crew.hand_out()
+                        due = min(due, self._crew.even_out(now))
                     self._watch_writes()
-                    reports, self._crew.reports = self._crew.reports, []
+                    reports = self._crew.take_reports()
                     if now - self._brought < LINGER_S:
                         due = min(due, now + LINGER_TICK_S)
                     self._planned = due
-                    self._crew.queued = False
+                    self._crew.queued = any(len(m.jobs) > 1 for m in self._crew.members.values())
                 if reports:
                     self._tell(reports)
                     now = monotonic()
@@ -149,7 +150,7 @@ class Supervisor(threading.Thread):
             log.exception("the supervisor of the prefork pool met an unexpected error; its children are ended")
             self._give_up()
         finally:
-            self._tell(self._crew.reports)
+            self._tell(self._crew.take_reports())
             with self._lock:
                 self.ended = True
                 self._close_all()
