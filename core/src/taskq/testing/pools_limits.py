@@ -64,11 +64,11 @@ class LimitTests(PoolBase):
         of its coroutine, if ``soft_limit`` is declared; that one which does not catch it fails; and that no other task
         is told, neither a shorter one nor the next on the same slot.
         """
-        bench = _start(_limited(rig, kind, rig.spec.capabilities.soft_limit), kind, 1, limited=(0.4, None))
+        bench = _start(_limited(rig, kind, rig.spec.capabilities.soft_limit), kind, 1, limited=(1.0, None))
         over = bench.job("until_limit", self.patience_s, task="kit.limited")
         careless = bench.job("wait", "never", task="kit.limited")
         short = [bench.job("until_limit", 0.03, task="kit.limited") for _ in range(5)]
-        free = bench.job("until_limit", 0.6)
+        free = bench.job("until_limit", 1.3)
         jobs = [over, short[0], careless, *short[1:], free]
         bench.feed(jobs)
         bench.check_once(jobs)
@@ -107,12 +107,12 @@ class LimitTests(PoolBase):
         NATIVE, also one that catches whatever is raised in it.
         """
         support = rig.spec.capabilities.hard_limit
-        bench = _start(_limited(rig, kind, support), kind, limited=(None, 0.8), both=(0.2, 0.8))
+        bench = _start(_limited(rig, kind, support), kind, limited=(None, 1.5), both=(0.2, 1.5))
         resists = "stubborn" if support is Support.NATIVE else "wait"
         over = [bench.job(resists, "never", task="kit.limited")]
         if support is Support.NATIVE and rig.spec.capabilities.soft_limit is not Support.NO:
             over.append(bench.job("stubborn", "never", task="kit.both"))
-        others = [bench.job("sleep", 0.05, task="kit.limited"), bench.job("sleep", 1.2)]
+        others = [bench.job("sleep", 0.05, task="kit.limited"), bench.job("sleep", 2.0)]
         jobs = [*over, *others, *bench.jobs(10)]
         bench.feed(jobs)
         bench.check_once(jobs)

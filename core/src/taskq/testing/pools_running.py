@@ -389,15 +389,17 @@ class RunningTests(PoolBase):
     def test_a_lone_job_is_reported_at_once(self, rig: PoolRig) -> None:
         """Check that a pool that has nothing else to do neither waits for more jobs nor for a fuller report.
 
-        50 jobs one by one: a pool that sat on each for a tenth of a second would take as long as the test allows.
+        It goes by the quickest of 50 jobs, one by one: such a pool waits each time, a busy machine does not.
         """
         bench = handing_off(rig).start()
-        begin = time.monotonic()
+        took = []
         for _ in range(50):
             job = bench.job("noop")
+            begin = time.monotonic()
             bench.accept(job)
             bench.wait_for(job)
-        assert time.monotonic() - begin < self.patience_s
+            took.append(time.monotonic() - begin)
+        assert sorted(took)[4] < 0.04, f"a lone job took {sorted(took)[4]:.3f} s"
 
     def test_reports_come_in_batches(self, rig: PoolRig) -> None:
         """Check that a flood of short jobs is reported many at a time, not with a call of the sink for each."""

@@ -25,7 +25,7 @@ class WaitingTests(StoreBase):
         return rig.main
 
     def _in_background(
-        self, rig: StoreRig, ids: Sequence[str], timeout: float = 20.0
+        self, rig: StoreRig, ids: Sequence[str], timeout: float | None = None
     ) -> Callable[[], Sequence[Record]]:
         """Wait on another thread; the returned function gives what came, and fails if nothing ends the wait."""
         store = self._waiting(rig)
@@ -35,7 +35,7 @@ class WaitingTests(StoreBase):
 
         def run() -> None:
             try:
-                box.append(store.wait(ids, timeout))
+                box.append(store.wait(ids, self.patience_s * 2 if timeout is None else timeout))
             except BaseException as error:
                 errors.append(error)
 
@@ -67,7 +67,7 @@ class WaitingTests(StoreBase):
         record_id = rig.id()
         assert not rig.writer().put([rig.record(record_id)])
         for _ in range(2):
-            found = within(self.patience_s, "wait for a stored record", lambda: store.wait([record_id], 30.0))
+            found = within(self.patience_s, "wait for a stored record", lambda: store.wait([record_id], self.patience_s * 2))
             assert [r.id for r in found] == [record_id]
             if rig.caps.readable_by is ReadableBy.CALLER:
                 break
@@ -119,7 +119,7 @@ class WaitingTests(StoreBase):
         store = self._waiting(rig)
         store.wait([rig.id()], 0.0)
         store.wake()
-        within(self.patience_s, "wait after wake", lambda: store.wait([rig.id()], 30.0))
+        within(self.patience_s, "wait after wake", lambda: store.wait([rig.id()], self.patience_s * 2))
         waited = []
         for _ in range(3):
             started = time.monotonic()

@@ -40,7 +40,7 @@ class TransportRig:
         self.urls = parse_urls(url)
         self.spec: TransportSpec = suite.load_spec()
         self.queue = unique()
-        self.lease_s = suite.lease_s or max(0.5, self.spec.capabilities(self.options()).lease_min_s)
+        self.lease_s = suite.lease_s or max(1.0, self.spec.capabilities(self.options()).lease_min_s)
         self._open: list[Transport] = []
         self._main: Transport | None = None
         self._maintained = 0.0

@@ -74,8 +74,8 @@ class TransportBase(Suite):
     scheme: ClassVar[str]
     """URL scheme of the transport, as its entry point is named."""
     lease_s: ClassVar[float | None] = None
-    """Lease of the tests; None for the shortest that the transport takes, at least half a second."""
-    slack_s: ClassVar[float] = 2.0
+    """Lease of the tests; None for the shortest that the transport takes, at least a second."""
+    slack_s: ClassVar[float] = 5.0
     """How long after the end of a lease a message may stay away."""
     random_s: ClassVar[float] = 4.0
     """How long random sequences may go on; ten minutes with ``TASKQ_SOAK=1``."""

@@ -23,6 +23,7 @@ from taskq.testing.transport_rig import TransportRig
 from taskq.testing.transports_base import TransportBase
 
 T = TypeVar("T")
+_CHILDS_LEASE_S = 3.0
 
 
 class ProcessTests(TransportBase):
@@ -30,14 +31,14 @@ class ProcessTests(TransportBase):
 
     def _child(self, rig: TransportRig, action: str, **task: Any) -> ChildProcess:
         rig.need(rig.caps.cross_process, "cross_process")
-        # A lease that outlives the tests' own bustle; the kill must return the work by the lease all the same.
+        # A lease that outlives a busy machine's pauses; the kill must return the work by the lease all the same.
         return ChildProcess(
             action,
             scheme=self.scheme,
             url=rig.url,
             options=as_plain(rig.options()),
             queue=rig.queue,
-            lease_s=max(1.0, rig.lease_s),
+            lease_s=max(_CHILDS_LEASE_S, rig.lease_s),
             **task,
         )
 
@@ -63,7 +64,7 @@ class ProcessTests(TransportBase):
             assert not {d.payload.decode() for d in others} & {*said["held"], *said["acked"]}
             rig.nothing(consumer, why="a living process holds it")
             child.kill()
-            back = rig.collect(consumer, 7, seconds=max(1.0, rig.lease_s) + self.slack_s)
+            back = rig.collect(consumer, 7, seconds=max(_CHILDS_LEASE_S, rig.lease_s) + self.slack_s)
         assert {d.payload.decode() for d in back} == set(said["held"])
         for delivery in back:
             rig.counts(delivery, 2)

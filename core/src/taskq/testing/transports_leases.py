@@ -146,7 +146,7 @@ class ThreadTests(TransportBase):
 
     def _waiting_fetch(self, rig: TransportRig, of: Consumer | None = None) -> tuple[Consumer, Callable[[], Fetched]]:
         """Return a consumer whose fetch waits on another thread, and a function that returns what it brought."""
-        wait = 10.0
+        wait = self.patience_s * 2
         consumer = of or rig.consumer()
         consumer.fetch(1, 0.0)
         box: list[Fetched] = []
@@ -190,7 +190,7 @@ class ThreadTests(TransportBase):
         consumer = rig.consumer()
         consumer.fetch(1, 0.0)
         consumer.wake()
-        within(self.patience_s, "fetch after wake", lambda: consumer.fetch(1, 30.0))
+        within(self.patience_s, "fetch after wake", lambda: consumer.fetch(1, self.patience_s * 2))
 
     def test_wake_ends_one_wait(self, rig: TransportRig) -> None:
         """Check that fetch waits again after it was woken: one wake must not make a busy loop."""
@@ -216,7 +216,7 @@ class ThreadTests(TransportBase):
         timer.start()
         try:
             started = time.monotonic()
-            consumer.fetch(1, 10.0)
+            consumer.fetch(1, self.patience_s * 2)
             assert time.monotonic() - started < self.patience_s, "a wake from a signal handler was not heard"
         finally:
             timer.join()
