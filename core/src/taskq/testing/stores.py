@@ -67,7 +67,9 @@ class WaitingTests(StoreBase):
         record_id = rig.id()
         assert not rig.writer().put([rig.record(record_id)])
         for _ in range(2):
-            found = within(self.patience_s, "wait for a stored record", lambda: store.wait([record_id], self.patience_s * 2))
+            found = within(
+                self.patience_s, "wait for a stored record", lambda: store.wait([record_id], self.patience_s * 2)
+            )
             assert [r.id for r in found] == [record_id]
             if rig.caps.readable_by is ReadableBy.CALLER:
                 break
