@@ -1,4 +1,4 @@
-"""How several queues of one consumer share what may be pushed: none starves, whatever the others were allowed for."""
+"""What is pushed to a consumer: how several queues share it, and what becomes of what nobody looks at."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from taskq.message import Subscription
 from taskq.spi import TransportConfig, parse_urls
 from taskq_transport_amqp.options import AmqpOptions
 from taskq_transport_amqp.transport import AmqpTransport
-from tests.support.steps import PATIENCE, ack, collect, consumer_of, opening, send
+from tests.support.steps import PATIENCE, ack, collect, consumer_of, opening, persistently, send
 
 Make = Callable[..., AmqpTransport]
 kinds = pytest.mark.parametrize("kind", ["quorum", "classic"])
@@ -127,3 +127,32 @@ def test_a_consumer_never_holds_more_than_its_credit(make: Make) -> None:
             assert sent - done - ready <= 25
         ack(taker, held)
         done += len(held)
+
+
+def test_what_nobody_has_seen_counts_as_new(make: Make) -> None:
+    """What was pushed ahead and given back, or was lost with its connection, does not look like what kills workers."""
+    transport = make()
+    send(transport, *numbers(10))
+    taker = consumer_of(transport)
+    first = list(taker.fetch(1, PATIENCE, ahead=9).deliveries)
+    assert len(first) == 1
+    end = time.monotonic() + PATIENCE
+    while transport.stats(["q"])["q"].ready < 9:  # nobody fetches: they go back
+        assert time.monotonic() < end
+        time.sleep(0.05)
+    assert taker._channel is not None
+    first += taker.fetch(1, PATIENCE, ahead=8).deliveries
+    while len(taker._channel.buffer) < 8:
+        assert time.monotonic() < end
+        assert not taker.fetch(0, 0.05, ahead=8).deliveries
+    taker._channel.link.failed("the network broke")
+    back, lost = [], []
+    while len(back) < 10:
+        assert time.monotonic() < end
+        fetched = persistently(lambda: taker.fetch(10, 0.2))
+        back += fetched.deliveries
+        lost += fetched.lost
+    assert {loss.receipt for loss in lost} == {d.receipt for d in first}
+    seen = {d.payload for d in first}
+    assert {d.payload for d in back if d.deliveries > 1} == seen
+    ack(taker, back)

@@ -11,14 +11,11 @@ A link is made connected and is never repaired: its owner makes a new one.
 from __future__ import annotations
 
 import contextlib
-import logging
 import os
-import select
 import socket
 import ssl
 import threading
 import time
-from collections import deque
 from collections.abc import Callable
 from typing import Any
 
@@ -27,169 +24,15 @@ import pika.spec as spec
 from taskq.errors import TaskQError
 from taskq.spi import Url
 from taskq_lib_amqp import wire
+from taskq_lib_amqp.channel import Channel, ChannelClosed, Zero
 from taskq_lib_amqp.servers import Target, address, credentials, virtual_host
+from taskq_lib_amqp.waiting import Bell, wait_for
 
-logger = logging.getLogger("taskq.amqp")
 _CHUNK = 1 << 16
 _FRAME_MAX = 131072
 _SLICE = 0.02
 """Longest sleep in seconds of a thread that must hear a bell while another one reads."""
 _ALIVE = 1.0
-
-
-class ChannelClosed(Exception):
-    """The server closed the channel: what was asked of it is refused. ``code`` is AMQP's reply code."""
-
-    def __init__(self, code: int, text: str) -> None:
-        super().__init__(text)
-        self.code = code
-
-
-class Bell:
-    """Ends a wait from any thread or signal handler. Sticky until it is hushed."""
-
-    def __init__(self) -> None:
-        self._in, self._out = socket.socketpair()
-        self._in.setblocking(False)
-        self._out.setblocking(False)
-        self.rung = False
-
-    def fileno(self) -> int:
-        return self._out.fileno()
-
-    def ring(self) -> None:
-        """Ring; harmless when it rings already or is gone."""
-        if not self.rung:
-            with contextlib.suppress(OSError):
-                self._in.send(b"!")
-            self.rung = True
-
-    def hush(self) -> None:
-        """Stop ringing."""
-        if self.rung:
-            self.rung = False
-            with contextlib.suppress(OSError):
-                self._out.recv(4096)
-
-    def close(self) -> None:
-        self._in.close()
-        self._out.close()
-
-
-def wait_for(timeout: float, *, read: Any = (), write: Any = ()) -> None:
-    """Wait until one of the sockets can be read or written, at most ``timeout`` seconds."""
-    if not hasattr(select, "poll"):  # Windows
-        select.select(read, write, [], max(0.0, timeout))
-        return
-    poll = select.poll()
-    for sock in read:
-        poll.register(sock.fileno(), select.POLLIN)
-    for sock in write:
-        poll.register(sock.fileno(), select.POLLOUT)
-    poll.poll(max(0.0, timeout * 1000))
-
-
-class Channel:
-    """A channel of a link: asks and gets answers. Subclasses take deliveries and confirms."""
-
-    def __init__(self, link: Link, number: int) -> None:
-        self.link = link
-        self.number = number
-        self.closed: ChannelClosed | None = None
-        self._answers: deque[tuple[Any, Any, bytes]] = deque()
-        self._overdue = 0
-        """Answers to come that nobody waits for any more."""
-        self._turn = threading.Lock()
-        link.channels[number] = self
-
-    def open(self) -> None:
-        """Open it on the server. Raises the side's typed errors."""
-        self.ask(spec.Channel.Open())
-
-    def ask(self, method: Any, *, timeout: float | None = None) -> Any:
-        """Send a method that the server answers; return the answer.
-
-        Raises:
-            ChannelClosed: the server refused it.
-        """
-        return self.ask_for_content(method, timeout=timeout)[0]
-
-    def ask_for_content(self, method: Any, *, timeout: float | None = None) -> tuple[Any, Any, bytes]:
-        """As ``ask``, for answers that come with a message: (method, properties, body)."""
-        link = self.link
-        timeout = link.target.timeout if timeout is None else timeout
-        with self._turn:
-            self._answers.clear()
-            self.send(method)
-            if not link.wait(lambda: bool(self._answers) or self.closed is not None, timeout):
-                self._overdue += 1
-                raise link.silent(timeout)
-            if self.closed is not None:
-                raise self.closed
-            return self._answers.popleft()
-
-    def send(self, method: Any) -> None:
-        """Send a method that needs no answer."""
-        if self.closed is not None:
-            raise self.closed
-        self.link.write(wire.method_frame(self.number, method))
-
-    def close(self, timeout: float = 1.0) -> None:
-        """Close it; nothing is raised."""
-        if self.closed is None and self.link.error is None:
-            with contextlib.suppress(TaskQError, ChannelClosed):
-                self.ask(spec.Channel.Close(200, "bye", 0, 0), timeout=timeout)
-        self.closed = self.closed or ChannelClosed(200, "closed here")
-        self.link.channels.pop(self.number, None)
-
-    # -- wire.Listener ------------------------------------------------------------------------------------------
-
-    def on_deliveries(self, deliveries: list[wire.Incoming]) -> None:
-        """Drop them: nobody here consumes."""
-
-    def on_confirm(self, tag: int, multiple: bool, accepted: bool) -> None:
-        """Ignore it: nobody here publishes."""
-
-    def on_method(self, method: Any, properties: Any, body: bytes) -> None:
-        if isinstance(method, spec.Channel.Close):
-            self.closed = ChannelClosed(method.reply_code, method.reply_text)
-            with contextlib.suppress(TaskQError):
-                self.link.write(wire.method_frame(self.number, spec.Channel.CloseOk()))
-            self.on_closed(self.closed)
-        elif self._overdue:
-            self._overdue -= 1
-        else:
-            self._answers.append((method, properties, body))
-
-    def on_closed(self, reason: ChannelClosed) -> None:
-        """The server closed this channel."""
-
-
-class _Zero(Channel):
-    """Channel 0: the connection itself."""
-
-    def on_method(self, method: Any, properties: Any, body: bytes) -> None:
-        link = self.link
-        if isinstance(method, spec.Connection.Close):
-            link.closed_by_server(method.reply_code, method.reply_text)
-        elif isinstance(method, spec.Connection.Blocked):
-            link.blocked = method.reason or "no reason given"
-            logger.warning("%s takes no messages just now: %s", link.name, link.blocked)
-        elif isinstance(method, spec.Connection.Unblocked):
-            link.blocked = None
-            logger.info("%s takes messages again", link.name)
-        else:
-            self._answers.append((method, properties, body))
-
-    def expect(self, kind: type, deadline: float) -> Any:
-        """Wait for the server's next step in the greeting."""
-        left = max(0.0, deadline - time.monotonic())
-        if not self.link.wait(lambda: bool(self._answers), left):
-            raise self.link.silent(self.link.target.connect_timeout)
-        method = self._answers.popleft()[0]
-        if not isinstance(method, kind):
-            raise self.link.failed(f"it said {type(method).__name__} where {kind.__name__} was due")
-        return method
 
 
 class Link:
@@ -249,7 +92,7 @@ class Link:
         return sock
 
     def _greet(self, deadline: float) -> None:
-        zero = _Zero(self, 0)
+        zero = Zero(self, 0)
         self.write(wire.GREETING)
         start = zero.expect(spec.Connection.Start, deadline)
         self.properties = dict(start.server_properties or {})
@@ -307,9 +150,7 @@ class Link:
                         view = view[sent:]
                         deadline = time.monotonic() + timeout
         except (OSError, ValueError) as error:
-            raise self._fail(
-                self.target.errors.lost(f"the connection to {self.name} broke: {_reason(error)}")
-            ) from error
+            raise self._broken(error) from error
         self.last_write = time.monotonic()
 
     def _too_slow(self, timeout: float) -> TaskQError:
@@ -400,9 +241,7 @@ class Link:
                 if data is None:
                     return
         except (OSError, ValueError) as error:
-            raise self._fail(
-                self.target.errors.lost(f"the connection to {self.name} broke: {_reason(error)}")
-            ) from error
+            raise self._broken(error) from error
         if not data:
             raise self._fail(self.target.errors.lost(f"{self.name} closed the connection"))
         self.last_read = time.monotonic()
@@ -475,59 +314,6 @@ class Link:
         self._fail(self.target.errors.lost(f"the connection to {self.name} was closed"))
         with self._reading, self._writing:
             self._sock.close()
-
-
-class Keeper:
-    """The thread that keeps links alive: it sends heartbeats and reads what nobody waits for."""
-
-    def __init__(self, name: str) -> None:
-        self._name = name
-        self._links: dict[Link, Callable[[], bool] | None] = {}
-        self._guard = threading.Lock()
-        self._stop = threading.Event()
-        self._thread: threading.Thread | None = None
-
-    def add(self, link: Link, tick: Callable[[], bool] | None = None) -> None:
-        """Look after a link; ``tick`` is called a few times a second and says whether to come again soon."""
-        with self._guard:
-            self._links[link] = tick
-            if self._thread is None:
-                self._stop = threading.Event()
-                self._thread = threading.Thread(target=self._run, args=(self._stop,), name=self._name, daemon=True)
-                self._thread.start()
-
-    def remove(self, link: Link) -> None:
-        """Look after it no more."""
-        with self._guard:
-            self._links.pop(link, None)
-
-    def close(self, timeout: float = 2.0) -> None:
-        """End the thread."""
-        with self._guard:
-            thread, self._thread = self._thread, None
-            self._stop.set()
-            self._links.clear()
-        if thread is not None and thread is not threading.current_thread():
-            thread.join(timeout)
-
-    def _run(self, stop: threading.Event) -> None:
-        pause = 0.1
-        while not stop.wait(pause):
-            with self._guard:
-                links = list(self._links.items())
-            pause = 0.5
-            for link, tick in links:
-                link.read_now()
-                link.beat()
-                if link.heartbeat:
-                    pause = min(pause, link.heartbeat / 4)
-                try:
-                    if tick is not None and tick():
-                        pause = min(pause, 0.1)
-                except TaskQError:
-                    continue  # the owner finds out
-                except Exception:
-                    logger.exception("looking after the connection to %s failed; it goes on", link.name)
 
 
 def connect(target: Target, role: str) -> Link:

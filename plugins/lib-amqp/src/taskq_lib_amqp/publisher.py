@@ -13,7 +13,9 @@ from msgspec import Struct
 
 from taskq.errors import TaskQError
 from taskq_lib_amqp import wire
-from taskq_lib_amqp.link import Channel, ChannelClosed, Keeper, Link
+from taskq_lib_amqp.channel import Channel, ChannelClosed
+from taskq_lib_amqp.keeper import Keeper
+from taskq_lib_amqp.link import Link
 
 _CHUNK_BYTES = 1 << 16
 _KNOWN_HEADS = 10_000
@@ -153,6 +155,8 @@ class Publisher:
             last = channel.next - 1
         if error is None:
             error = self._await(channel, last)
+        # what is written after the server has closed the channel makes it close the connection: the first is the cause
+        error = error and (channel.closed or error)
         return self._verdict(channel, items, first, last, error)
 
     def _ready(self) -> PublishChannel:

@@ -21,9 +21,12 @@ import pika.spec as spec
 from taskq.errors import ResultTooLarge, StoreError, StoreUnavailable, TaskQError
 from taskq.message import Record
 from taskq.spi import StoreCapabilities, StoreConfig
-from taskq_lib_amqp.link import Bell, Channel, ChannelClosed, Keeper, Link, connect
+from taskq_lib_amqp.channel import Channel, ChannelClosed
+from taskq_lib_amqp.keeper import Keeper
+from taskq_lib_amqp.link import Link, connect
 from taskq_lib_amqp.publisher import Item, Publisher
 from taskq_lib_amqp.servers import Errors, make_target
+from taskq_lib_amqp.waiting import Bell
 from taskq_lib_amqp.wire import Incoming, ack_frame
 from taskq_store_amqp.options import MAX_RECORD_BYTES, AmqpStoreOptions, capabilities
 

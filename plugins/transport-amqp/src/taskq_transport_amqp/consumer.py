@@ -15,7 +15,8 @@ from taskq.errors import ConnectionLost, QueueMissing, TransportClosed, Transpor
 from taskq.message import ACK, Delivery, Fetched, Lost, Receipt, Settlement, Subscription
 from taskq.spi import SubscribeOrder
 from taskq_lib_amqp import wire
-from taskq_lib_amqp.link import Bell, ChannelClosed
+from taskq_lib_amqp.channel import ChannelClosed
+from taskq_lib_amqp.waiting import Bell
 from taskq_transport_amqp.intake import Intake
 from taskq_transport_amqp.windows import ConsumeChannel, Entry, Source
 
@@ -82,6 +83,7 @@ class AmqpConsumer:
             self._bytes = 0
         self._transport.keeper.remove(channel.link)
         channel.link.close(0.2)
+        self._intake.unseen(list(channel.buffer))
 
     def _check(self) -> None:
         self._transport.check_process()
@@ -143,7 +145,7 @@ class AmqpConsumer:
             try:
                 channel.cancel(list(self._intake.sources.values()))
                 entries = [channel.buffer.popleft() for _ in range(len(channel.buffer))]
-                channel.give_back(entries)
+                self._intake.give_back(channel, entries)
             finally:
                 self._moving.release()
         return True
@@ -235,10 +237,11 @@ class AmqpConsumer:
         if room <= 0:
             return
         intake.sort(channel)
-        base = channel.base
-        total, most = self._bytes, self._max_bytes
-        sources = intake.sources
+        base, most, sources = channel.base, self._max_bytes, intake.sources
         with self._state:
+            if self._channel is not channel:
+                return  # it broke, as the settling thread has just seen: what it brought cannot be settled any more
+            total = self._bytes
             while room > 0 and buffer:
                 incoming, window = buffer[0]
                 size = len(incoming.body)
@@ -252,8 +255,7 @@ class AmqpConsumer:
                 receipt = base + incoming.tag
                 held[receipt] = incoming, window
                 total += size
-                # quorum queues count; classic ones say no more than that it may have been delivered before
-                count = incoming.redelivered + 1 if incoming.returns is None else incoming.returns + 1
+                count = intake.deliveries(incoming, source.queue) if incoming.redelivered or incoming.returns else 1
                 deliveries.append(Delivery(incoming.body, receipt, source.queue, count))
                 room -= 1
             self._bytes = total

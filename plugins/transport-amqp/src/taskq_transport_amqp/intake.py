@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Sized
+from collections.abc import Sequence, Sized
 from typing import TYPE_CHECKING
 
 from taskq.spi import SubscribeOrder
 from taskq_transport_amqp.windows import Source
 
 if TYPE_CHECKING:
+    from taskq_lib_amqp.wire import Incoming
     from taskq_transport_amqp.windows import ConsumeChannel, Entry
 
 _TURN_S = 0.05
@@ -18,6 +19,7 @@ _TURN_S = 0.05
 _QUIET_S = 0.05
 """After how long without a message a queue leaves what it does not use to others."""
 _LOOK_S = 0.25
+_UNSEEN = 10_000
 _ENOUGH = 16
 """Credit beyond one message from each queue with which pushing serves a single busy queue well enough."""
 
@@ -37,6 +39,8 @@ class Intake:
         self._sorted = False
         self._turn = 0
         self._shrunk = 0
+        self._unseen: dict[int, int] = {}
+        """How often messages were pushed here and left again without having been handed out."""
 
     def subscribe(self, wanted: dict[str, Source], order: SubscribeOrder) -> list[Source]:
         """Take these queues instead of those before; return the ones that are gone."""
@@ -191,7 +195,27 @@ class Intake:
             else:
                 back.append(entry)
         buffer.extendleft(reversed(kept))
-        channel.give_back(back)
+        self.give_back(channel, back)
+
+    def give_back(self, channel: ConsumeChannel, entries: Sequence[Entry]) -> None:
+        """Return messages that nobody has seen to their queues."""
+        self.unseen(entries)
+        channel.give_back(entries)
+
+    def unseen(self, entries: Sequence[Entry]) -> None:
+        """Remember messages that leave without having been handed out: their return counts as a delivery."""
+        for incoming, window in entries:
+            if not window.source.classic:
+                key = hash((window.source.queue, incoming.body))
+                self._unseen[key] = self._unseen.pop(key, 0) + 1
+        while len(self._unseen) > _UNSEEN:
+            del self._unseen[next(iter(self._unseen))]
+
+    def deliveries(self, incoming: Incoming, queue: str) -> int:
+        """Return how often a message that came again was delivered to somebody who may have looked at it."""
+        if incoming.returns is None:  # classic queues say no more than that it may have been delivered before
+            return incoming.redelivered + 1
+        return max(1, incoming.returns + 1 - self._unseen.get(hash((queue, incoming.body)), 0))
 
     def sort(self, channel: ConsumeChannel) -> None:
         """Put what waits here into the order to start it in."""

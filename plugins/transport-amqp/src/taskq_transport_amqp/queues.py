@@ -12,7 +12,7 @@ from msgspec import Struct
 from taskq.errors import NotSupported
 from taskq.message import QueueSpec
 from taskq.spi import Capabilities
-from taskq_lib_amqp.link import Channel
+from taskq_lib_amqp.channel import Channel
 from taskq_transport_amqp.options import CLASSIC, QUORUM, AmqpOptions, capabilities
 
 DEAD = ".dead"

@@ -22,7 +22,9 @@ from taskq.errors import (
 )
 from taskq.message import Outbound, QueueFacts, QueueSpec, QueueStats, SendFailure
 from taskq.spi import Capabilities, DeclareMode, TransportConfig
-from taskq_lib_amqp.link import Channel, ChannelClosed, Keeper, Link, connect
+from taskq_lib_amqp.channel import Channel, ChannelClosed
+from taskq_lib_amqp.keeper import Keeper
+from taskq_lib_amqp.link import Link, connect
 from taskq_lib_amqp.publisher import Item, Publisher, Refused, Why
 from taskq_lib_amqp.servers import Errors, make_target
 from taskq_transport_amqp import delays

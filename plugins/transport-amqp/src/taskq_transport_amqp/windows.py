@@ -18,7 +18,8 @@ import pika.spec as spec
 
 from taskq.errors import TransportError
 from taskq_lib_amqp import wire
-from taskq_lib_amqp.link import Channel, Link
+from taskq_lib_amqp.channel import Channel
+from taskq_lib_amqp.link import Link
 
 _SHIFT = 48
 _MOST = 65535
