@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-from taskq.errors import ResultTooLarge, TaskDead, TaskFailure, TaskRevoked, TimeLimitExceeded
+from taskq.errors import ResultTooLarge, SoftTimeLimitExceeded, TaskDead, TaskFailure, TaskRevoked, TimeLimitExceeded
 from taskq_pool_prefork.protocol import Board
 
 PATIENCE_S = 20.0
@@ -278,6 +278,43 @@ def test_soft_and_hard_limits(site):
             result.get(timeout=PATIENCE_S)
     works(site)
     assert not [pid for (pid,) in site.notes("hard") if site.alive(int(pid))]
+
+
+def test_limit_and_cancellation_outlast_the_set_up_of_an_event_loop(site):
+    """Both strike while the loop of an ``async def`` task is made, where nothing can be raised; they come again."""
+    site.start(
+        """
+    import asyncio
+
+    class Slow(asyncio.DefaultEventLoopPolicy):
+        def new_event_loop(self):
+            note("makes", os.getpid())
+            gate("loops")
+            return super().new_event_loop()
+
+    asyncio.set_event_loop_policy(Slow())
+
+    @app.task(soft_time_limit=0.05)
+    async def limited():
+        await asyncio.sleep(60)
+
+    @app.task
+    async def endless():
+        await asyncio.sleep(60)
+    """
+    )
+    results = [site.send("limited"), site.send("endless")]
+    site.eventually(lambda: len(site.notes("makes")) == 2 and len(site.pool.running()) == 2)
+    runs = {job.task: job.key for m in site.pool._crew.members.values() if (job := m.running()) is not None}
+    endless = runs[f"{site.module}.endless"]
+    assert list(site.pool.cancel([endless])) == [endless]
+    time.sleep(0.3)  # both strike, several times
+    site.open("loops")
+    with pytest.raises(SoftTimeLimitExceeded, match=r"0\.05 s"):
+        results[0].get(timeout=PATIENCE_S)
+    with pytest.raises(TaskRevoked, match="cancelled while it ran"):
+        results[1].get(timeout=PATIENCE_S)
+    works(site)
 
 
 def test_a_signal_that_comes_late_does_not_strike_the_next_task(site):

@@ -15,12 +15,19 @@ from taskq_pool_prefork.crew import Crew
 from taskq_pool_prefork.limits import Watch
 from taskq_pool_prefork.member import Member, State
 from taskq_pool_prefork.protocol import (
+    ACTED,
+    CANCEL,
     ENDS,
     ENDS_HEAD,
     EXIT,
+    REQUESTED,
+    REVOKED,
     SINCE,
+    SOFT_LIMIT,
     STARTED,
     TAKEN,
+    TARGET,
+    WHY,
     Board,
     Channel,
     Frames,
@@ -90,7 +97,7 @@ def lines():
 
 @pytest.fixture
 def child(lines):
-    """A child's work on this thread; ``run`` gives it jobs and the word to end, and returns the ends that it sent."""
+    """A child's work on this thread; ``run`` gives it jobs and the word to end, and says what it sent."""
 
     class Child:
         def __init__(self):
@@ -101,16 +108,21 @@ def child(lines):
             self.process = ChildProcess(self.runtime, theirs, lines.pair()[0], self.board, setup)
 
         def run(self, *keys):
+            """Return the frames: index of the first end, and keys."""
+            return [(base, [end.key for end in ends]) for base, ends in self.frames(*keys)]
+
+        def ended(self, *keys):
+            return [end for _, ends in self.frames(*keys) for end in ends]
+
+        def frames(self, *keys):
             self.ours.sendall(jobs_frame(jobs(*keys)))
             self.runtime.then.setdefault(keys[-1], lambda: self.ours.sendall(frame(EXIT)))
             self.process._work()
             self.ours.setblocking(False)
             found = Frames().feed(self.ours.recv(1 << 16))
             assert {kind for kind, _ in found} == {ENDS}
-            return [
-                (int.from_bytes(load[: ENDS_HEAD.size - 5]), [e.key for e in decode_ends(load[ENDS_HEAD.size - 5 :])])
-                for _, load in found
-            ]
+            head = ENDS_HEAD.size - 5
+            return [(int.from_bytes(load[:head]), decode_ends(load[head:])) for _, load in found]
 
     made = Child()
     yield made
@@ -194,3 +206,38 @@ def test_little_that_waits_stays_where_it_is(lines, typical):
     crew.queued = True
     assert crew.even_out(time.monotonic()) == float("inf")
     assert busy.recalled_at is None
+
+
+# ------------------------------------------------------------------------------------------------------ interrupting
+
+
+@pytest.mark.parametrize("why", ["cancelled", "soft limit"])
+def test_what_strikes_while_an_event_loop_is_made_strikes_again(child, monkeypatch, why):
+    """The runtime says "not now"; the signal comes again, and only what has struck counts as carried out."""
+    process, slots = child.process, child.board.slots
+    monkeypatch.setattr("taskq_pool_prefork.child.signal.setitimer", lambda *arguments: None)
+    tried, acted = [], []
+
+    def interrupt(error, thread=None):
+        tried.append(error)
+        if len(tried) < 3:
+            return False
+        raise error
+
+    def alarm():
+        if why == "cancelled":
+            slots[TARGET], slots[WHY], slots[REQUESTED] = slots[STARTED], CANCEL, 1
+        else:
+            process._soft = 1e-9
+        for _ in range(5):
+            process._on_alarm(0, None)
+            acted.append((slots[ACTED], process._soft))
+
+    child.runtime.interrupt = interrupt
+    child.runtime.then[0] = alarm
+    ends = child.ended(0, 1)
+    assert len(tried) == 3
+    assert acted == [(0, process._soft if why == "cancelled" else 1e-9)] * 2
+    assert ends[0].fault[0] == (REVOKED if why == "cancelled" else SOFT_LIMIT)
+    assert ends[1].fault is None
+    assert (slots[ACTED], process._soft) == (slots[REQUESTED], None)

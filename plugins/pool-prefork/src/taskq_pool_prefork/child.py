@@ -87,7 +87,7 @@ class ChildProcess:
         self._inside: Job | None = None
         self._soft: float | None = None
         self._raised: BaseException | None = None
-        self._to_raise: BaseException | None = None
+        self._striking = False
         self._softs: dict[str, float | None] = {}
         self._forked = False
         self._masks: dict[int, set[Any]] = {}
@@ -334,42 +334,49 @@ class ChildProcess:
         signal.setitimer(signal.ITIMER_REAL, soft, _AGAIN_S)
 
     def _on_alarm(self, number: int, found: FrameType | None) -> None:
-        """End the running task, for its soft limit or at the parent's request."""
+        """End the running task, for its soft limit or at the parent's request; what fails comes again."""
         job = self._inside
-        if job is None:
+        if job is None or self._striking:
             return
         slots = self._board.slots
         requested = slots[REQUESTED]
         error: BaseException
-        if requested != slots[ACTED] and slots[TARGET] == slots[STARTED]:
-            if slots[WHY] == CANCEL:
-                error = TaskCancelled(f"task {job.task} was cancelled while it ran")
-            else:
-                error = TaskInterrupted("the worker stops")
-            if self._strike(error, found):
-                slots[ACTED] = requested
-        elif self._soft is not None and monotonic() - self._board.times[SINCE] >= self._soft * 0.999:
-            error = SoftTimeLimitExceeded(f"task {job.task} ran longer than its soft time limit of {self._soft:g} s")
-            if self._strike(error, found):
-                self._soft = None
-                signal.setitimer(signal.ITIMER_REAL, 0)
-        if (raised := self._to_raise) is not None:
-            self._to_raise = None
-            self._raised = raised
-            self._runtime.interrupt(raised)
+        struck = self._striking = True
+        try:
+            if requested != slots[ACTED] and slots[TARGET] == slots[STARTED]:
+                if slots[WHY] == CANCEL:
+                    error = TaskCancelled(f"task {job.task} was cancelled while it ran")
+                else:
+                    error = TaskInterrupted("the worker stops")
+                try:
+                    struck = self._strike(error, found)
+                finally:
+                    if struck:
+                        slots[ACTED] = requested
+            elif self._soft is not None and monotonic() - self._board.times[SINCE] >= self._soft * 0.999:
+                text = f"task {job.task} ran longer than its soft time limit of {self._soft:g} s"
+                try:
+                    struck = self._strike(SoftTimeLimitExceeded(text), found)
+                finally:
+                    if struck:
+                        self._soft = None
+                        signal.setitimer(signal.ITIMER_REAL, 0)
+        finally:
+            self._striking = False
 
     def _strike(self, error: BaseException, found: FrameType | None) -> bool:
-        """Have the running task end by an error; False where now is not the moment, and the signal comes again."""
+        """Have the running task end by an error, which may be raised here; False where now is not the moment."""
+        self._raised = error
         module = "" if found is None else found.f_globals.get("__name__", "")
         if module == "selectors" or module.startswith("asyncio"):
             # what is raised inside an event loop's own code may be swallowed, or break the loop: have it cancel instead
-            self._raised = error
             if self._runtime.interrupt(error, threading.get_ident()):
                 return True
             if module != "selectors":
-                return False  # a loop that the task runs itself; it will be in the task's code, or wait
-        self._to_raise = error
-        return True
+                return (
+                    False  # a loop that is made, or that the task runs itself; it will be in the task's code, or wait
+                )
+        return self._runtime.interrupt(error)
 
     # ------------------------------------------------------------------------------------------------ memory, forks
 
