@@ -244,9 +244,9 @@ class Lines:
         problem: TaskQError | None = None
         for n, c in enumerate(group):
             if c.ask:
-                _received(link)
+                link.answer()
                 c.ask = None
-            answer = _received(link)
+            answer = link.answer()
             if isinstance(answer, Redirected):
                 c.redirections += 1
                 if c.redirections % _REDIRECTIONS == 0:  # the nodes do not agree yet
@@ -271,7 +271,7 @@ class Lines:
             else:
                 c.answer, c.done = answer, True
         if after:
-            waited = _received(link)
+            waited = link.answer()
             if not isinstance(waited, int) or waited < after[1]:
                 for c in group:
                     if c.done and not isinstance(c.answer, Exception):
@@ -297,13 +297,6 @@ class Unreplicated(Exception):
     def __init__(self, count: int) -> None:
         super().__init__(count)
         self.count = count
-
-
-def _received(link: RedisLink) -> Any:
-    try:
-        return link.receive()
-    except (TaskQError, ServerError) as error:
-        return error
 
 
 def _raised(answer: Any) -> Any:

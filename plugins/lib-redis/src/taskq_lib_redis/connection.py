@@ -1,19 +1,22 @@
-"""One connection to a Redis server, at the level of ``redis.Connection``.
+"""One connection to a Redis server: made by redis-py, used without it.
 
-That level keeps what redis-py is good at (TLS, authentication, the C parser) and leaves out its connection pool and
-command dispatch, which cost more than the command. Scripts go by their digest and are loaded where the server does not
-know them. Nothing here survives a fork; owners check the process.
+Making one is what redis-py is good at (TLS, authentication, the greeting); its pool, command dispatch and reading cost
+more than a command. Scripts go by their digest and are loaded where the server does not know them. Nothing here
+survives a fork; owners check the process.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+import os
+import socket
+import struct
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import redis
-from hiredis import pack_command
+from hiredis import Reader, pack_command
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
@@ -24,6 +27,7 @@ from taskq_lib_client.bell import Source, ready
 DEFAULT_PORT = 6379
 SENTINEL_PORT = 26379
 _BROKEN = (redis.exceptions.RedisError, OSError)
+_BUFFER = 1 << 16
 # What a server says that cannot work just now, or is no master any more; repeating helps, on another server maybe.
 _NOT_NOW = ("READONLY", "LOADING", "MASTERDOWN", "NOREPLICAS", "MISCONF", "BUSY ", "CLUSTERDOWN", "UNBLOCKED")
 
@@ -146,6 +150,9 @@ class RedisLink:
     def __init__(self, target: Target) -> None:
         self._target = target
         self._connection: Any = None
+        self._sock: Any = None
+        self._reader: Any = None
+        self._buffer = bytearray(_BUFFER)
         self._errors = target.errors
         self._timeout = target.timeout
         self._pending = 0
@@ -171,90 +178,125 @@ class RedisLink:
                 raise
         return self.call(b"EVAL", script.text, len(keys), *keys, *args)
 
+    def scripts(self, runs: Iterable[tuple[Script, Sequence[Any], Sequence[Any]]]) -> list[Any]:
+        """Run scripts, each sent as soon as ``runs`` has made it; an error is returned in its answer's place.
+
+        None is taken from ``runs`` after one that could not be sent.
+        """
+        begun: list[tuple[Script, Sequence[Any], Sequence[Any]]] = []
+        unsent: list[TaskQError] = []
+        for script, keys, args in runs:
+            begun.append((script, keys, args))
+            try:
+                self.send(b"EVALSHA", script.sha, len(keys), *keys, *args)
+            except TaskQError as error:
+                unsent.append(error)
+                break
+        answers: list[Any] = [self.answer() for _ in range(len(begun) - len(unsent))] + unsent
+        for n, answer in enumerate(answers):
+            if isinstance(answer, ServerError) and answer.code == "NOSCRIPT":
+                script, keys, args = begun[n]
+                try:
+                    answers[n] = self.call(b"EVAL", script.text, len(keys), *keys, *args)
+                except (ServerError, TaskQError) as error:
+                    answers[n] = error
+        return answers
+
     def pipeline(self, commands: Sequence[Sequence[Any]]) -> list[Any]:
         """Send commands in one write and return all answers; an error answer is returned as the error."""
         self.begin(commands)
         answers: list[Any] = []
         for _ in commands:
-            try:
-                answers.append(self.receive())
-            except ServerError as error:
-                answers.append(error)
-            except TaskQError as error:
-                if self._connection is None:
-                    raise
-                answers.append(error)
+            answers.append(self.answer())
+            if isinstance(answers[-1], TaskQError) and self._sock is None:
+                raise answers[-1]
         return answers
 
     def begin(self, commands: Sequence[Sequence[Any]]) -> None:
         """Send commands in one write; their answers are read later, by ``receive``."""
-        self._send([pack_command(tuple(c)) for c in commands], len(commands))
+        self._send(b"".join([pack_command(tuple(c)) for c in commands]), len(commands))
 
     def send(self, *args: Any) -> None:
         """Send one command whose answer is read later, by ``receive``."""
-        self._send([pack_command(args)], 1)
+        self._send(pack_command(args), 1)
 
-    def _send(self, packed: Sequence[bytes], count: int) -> None:
-        connection = self._connection
+    def _send(self, packed: bytes, count: int) -> None:
         idle = self._pending <= 0 and not self.streaming
-        if connection is not None and idle and (self._doomed or self._stale(connection)):
+        # nothing is due, so that input is the end, or a parting word: what was sent now would be sent in vain
+        if idle and self._sock is not None and (self._doomed or self._has_input() or ready((self._sock,), 0.0)):
             self.close()
-            connection = None
-        if connection is None:
-            connection = self._connect()
+        if self._sock is None:
+            self._connect()
         try:
-            connection.send_packed_command(packed, check_health=False)
+            self._sock.sendall(packed)
         except _BROKEN as error:
             raise self._broken(error) from error
+        except BaseException:
+            self.close()  # what was sent of it is not known
+            raise
         self._pending += count
 
     def receive(self) -> Any:
         """Read the answer of a command that was sent before."""
-        connection = self._connection
-        if connection is None:
+        sock, reader = self._sock, self._reader
+        if sock is None:
             raise self._errors.lost(f"the connection to {self._target.name} was closed before the answer came")
         try:
-            answer = connection.read_response()
-        except redis.exceptions.ResponseError as error:
-            self._pending -= 1
-            raise self._typed(error) from error
+            while (answer := reader.gets()) is False:  # it is not all there; no answer is False
+                size = sock.recv_into(self._buffer)
+                if not size:
+                    raise ConnectionError("the server closed it")
+                reader.feed(self._buffer, 0, size)
         except _BROKEN as error:
             raise self._broken(error) from error
+        except BaseException:
+            self.close()  # lest the answer be taken for that of another command
+            raise
         self._pending -= 1
+        if isinstance(answer, redis.exceptions.ResponseError):
+            raise self._typed(answer) from answer
+        if isinstance(answer, Exception):
+            raise self._broken(answer) from answer
         return answer
+
+    def answer(self) -> Any:
+        """As ``receive``, with an error returned."""
+        try:
+            return self.receive()
+        except (ServerError, TaskQError) as error:
+            return error
+
+    def _has_input(self) -> bool:
+        """Whether there is input that the socket does not tell of any more."""
+        return bool(self._reader.has_data()) or (hasattr(self._sock, "pending") and self._sock.pending() > 0)
 
     def readable(self, timeout: float, also: Source | None = None) -> bool:
         """Wait until an answer can be read, ``also`` can, or the timeout passes; whether an answer can."""
-        connection = self._connection
-        if connection is None:
-            connection = self._connect()
-        try:
-            if connection.can_read(timeout=0):
-                return True
-            sockets = [connection._sock] if also is None else [connection._sock, also]
-            return connection._sock.fileno() in ready(sockets, timeout)
-        except _BROKEN as error:
-            raise self._broken(error) from error
+        if self._sock is None:
+            self._connect()
+        sock = self._sock
+        return self._has_input() or sock.fileno() in ready((sock,) if also is None else (sock, also), timeout)
 
     @property
     def connected(self) -> bool:
         """Whether there is a connection."""
-        return self._connection is not None
+        return self._sock is not None
 
     @property
     def socket(self) -> Any:
         """What to wait on together with others; None without a connection."""
-        return self._connection._sock if self._connection is not None else None
+        return self._sock
 
     def hurry(self, seconds: float) -> None:
         """From now on wait no longer than this for anything: the link is about to be closed."""
         self._timeout = min(self._timeout, max(0.05, seconds))
-        if self._connection is not None and self._connection._sock is not None:
-            self._connection._sock.settimeout(self._timeout)
+        if self._sock is not None:
+            _limit(self._sock, self._timeout)
 
     def close(self) -> None:
         """Close the connection; the next command makes a new one."""
         connection, self._connection = self._connection, None
+        self._sock = self._reader = None
         self._pending = 0
         self._doomed = False
         if connection is not None:
@@ -262,14 +304,7 @@ class RedisLink:
 
     # ------------------------------------------------------------------------------------------------ connecting
 
-    def _stale(self, connection: Any) -> bool:
-        """Whether the server closed the connection while it was idle, so that nothing was sent in vain."""
-        try:
-            return bool(connection.can_read(timeout=0))  # nothing is due, so this is the end, or a parting word
-        except _BROKEN:
-            return True
-
-    def _connect(self) -> Any:
+    def _connect(self) -> None:
         target = self._target
         problems = []
         count = len(target.urls)
@@ -280,7 +315,7 @@ class RedisLink:
             try:
                 connection = self._make(url) if not target.service else self._mastered(url)
                 connection.connect()
-                connection._sock.settimeout(self._timeout)
+                _limit(connection._sock, self._timeout)
             except (redis.exceptions.AuthenticationError, redis.exceptions.AuthorizationError) as error:
                 raise self._errors.refused(
                     f"{url.without_query()} refused the credentials: {error}; check user and password of the URL"
@@ -296,9 +331,12 @@ class RedisLink:
                 continue
             target.first[0] = index
             self.peer = str(connection.host)
-            self._connection = connection
+            self._connection, self._sock = connection, connection._sock
+            self._reader = Reader(
+                protocolError=redis.exceptions.InvalidResponse, replyError=connection._parser.parse_error
+            )
             self._pending = 0
-            return connection
+            return
         raise self._errors.failed(
             f"cannot connect to Redis: {'; '.join(problems)}. Is the server running, and are host and port right?"
         )
@@ -350,7 +388,7 @@ class RedisLink:
             self.close()
             return self._errors.failed(f"{self._target.name} is still starting: {error}")
         self.close()
-        if isinstance(error, redis.exceptions.TimeoutError | TimeoutError):
+        if isinstance(error, redis.exceptions.TimeoutError | TimeoutError | BlockingIOError):
             return self._errors.lost(
                 f"{self._target.name} did not answer within {self._timeout:g} s; whether it did what was asked is "
                 "not known"
@@ -386,6 +424,21 @@ class RedisLink:
         return ServerError(text)
 
 
+def _limit(sock: Any, seconds: float) -> None:
+    """Have reads and writes fail after so long.
+
+    The system does that for a plain socket; Python's own timeouts cost a system call more before each of them, and are
+    what TLS, and sockets of greenlets, go by.
+    """
+    if type(sock).__module__ == "socket" and os.name == "posix":
+        sock.settimeout(None)
+        limit = struct.pack("@ll", int(seconds), int(seconds % 1 * 1e6))
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, limit)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, limit)
+    else:
+        sock.settimeout(seconds)
+
+
 def _reason(error: BaseException) -> str:
     return str(error) or type(error).__name__
 
@@ -406,6 +459,10 @@ class Links:
             link = self._make()
         try:
             return call(link)
+        except BaseException as error:
+            if not isinstance(error, TaskQError | ServerError):
+                link.close()  # an answer may be under way that nobody will read
+            raise
         finally:
             if self._closed:
                 link.close()

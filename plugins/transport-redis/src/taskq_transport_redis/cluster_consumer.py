@@ -21,7 +21,7 @@ from taskq_lib_redis.cluster import Address, Lines, Nodes, slot_of
 from taskq_lib_redis.connection import Redirected, RedisLink, Script, ServerError
 from taskq_transport_redis import scripts
 from taskq_transport_redis.consumer import RedisConsumer
-from taskq_transport_redis.settling import NOT_HELD, Place
+from taskq_transport_redis.settling import NOT_HELD, Place, Run
 
 if TYPE_CHECKING:
     from taskq.spi import SubscribeOrder
@@ -48,6 +48,9 @@ class _Member:
 
     def script(self, script: Script, keys: Sequence[Any], args: Sequence[Any]) -> Any:
         return self._lines.script(scripts.on_cluster(script), keys, args)
+
+    def scripts(self, runs: Iterable[Run]) -> list[Any]:
+        return self._lines.scripts([(scripts.on_cluster(script), keys, args) for script, keys, args in runs])
 
     def close(self) -> None:
         return
@@ -221,7 +224,6 @@ class ClusterConsumer:
     def credit(self, n: int, max_bytes: int) -> None:
         self._check()
         self._credit, self._max_bytes = n, max_bytes
-        self._bell.ring()
 
     def fetch(self, limit: int, wait: float, *, ahead: int = 0) -> Fetched:
         self._check()
@@ -308,7 +310,7 @@ class ClusterConsumer:
         lost += self._lost(number, fetched.lost)
         due = member.due
         if due is not None:
-            self._due[queue] = now + due
+            self._due[queue] = due
         else:
             self._due.pop(queue, None)
         self._blocked = member.blocked

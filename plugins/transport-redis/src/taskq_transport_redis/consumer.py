@@ -1,7 +1,8 @@
 """A consumer of the Redis transport.
 
 It has two connections: one to claim and to wait for the bell, one to settle and to renew its lease, so that a waiting
-fetch never holds up an acknowledgement. A claim for the next batch may be under way while the kernel runs this one.
+fetch never holds up an acknowledgement. A claim for the next batch may be under way while the kernel runs this one. A
+wait and the claim that follows it are sent together, so that what rings the bell is here one round trip later.
 
 The intake thread alone enters the consumer on the server, again where the lease was lost. A claim whose answer never
 came has spoilt its receipts: before the next one the server hands back what it took, and refuses it if it comes late.
@@ -62,6 +63,8 @@ class RedisConsumer(Holder):
         self._ahead: tuple[str, int, int] | None = None
         """Name, first receipt and size of the claim whose answer is still to be read."""
         self._buffer: deque[Delivery] = deque()
+        self._dry = False
+        """Whether the last claim left nothing, so that whatever comes rings."""
         self._due: float | None = None
         self._blocked = False
         self._woken = False
@@ -78,7 +81,7 @@ class RedisConsumer(Holder):
 
     @property
     def due(self) -> float | None:
-        """Seconds until the next delayed message was due, at the last claim."""
+        """When the next delayed message is due (monotonic), as of the last claim."""
         return self._due
 
     @property
@@ -100,7 +103,7 @@ class RedisConsumer(Holder):
         with self._state:
             self.id = name
         self._spoilt_from = 0
-        self._current = True
+        self._current, self._dry = True, False
 
     def _announce(self, name: str, lease_ms: int) -> None:
         many = len(self._subscribed) > scripts.MANY
@@ -130,7 +133,7 @@ class RedisConsumer(Holder):
     def _return(self, deliveries: Sequence[Delivery]) -> None:
         """Hand back what was read ahead: its queue is no longer subscribed, or the credit has been lowered."""
         if deliveries:
-            self._end([Settlement(d.receipt, RELEASE) for d in deliveries], ())
+            self._end([([Settlement(d.receipt, RELEASE) for d in deliveries], ())])
             returned = {d.receipt for d in deliveries}
             self._buffer = deque(d for d in self._buffer if d.receipt not in returned)
 
@@ -145,18 +148,18 @@ class RedisConsumer(Holder):
         self._subscribed = [self._numbers[s.queue] for s in queues]
         self._weights = {self._numbers[s.queue]: max(1, s.weight) for s in queues}
         self._order = order
-        self._current = False  # the next fetch tells the server
+        self._current = self._dry = False  # the next fetch tells the server
 
     def credit(self, n: int, max_bytes: int) -> None:
         self._check()
         self._credit, self._max_bytes = n, max_bytes
-        self._bell.ring()
 
     def fetch(self, limit: int, wait: float, *, ahead: int = 0) -> Fetched:
         self._check()
         end = time.monotonic() + wait
+        look = wait <= 0 or self._woken
         while True:
-            deliveries = self._take_now(limit)
+            deliveries = self._take_now(limit, look)
             if deliveries:
                 if ahead and len(deliveries) >= limit and not self._buffer:
                     self._claim_ahead(ahead)
@@ -166,10 +169,11 @@ class RedisConsumer(Holder):
                 self._woken = False
                 self._bell.hush()
                 return Fetched((), self.losses())
-            self._wait(left)
+            self._wait(left, limit)
+            look = False
 
-    def _take_now(self, limit: int) -> list[Delivery]:
-        """Return what is here or there now."""
+    def _take_now(self, limit: int, look: bool) -> list[Delivery]:
+        """Return what is here or there now; without ``look`` the server is asked only where a wait would miss it."""
         self._blocked = False
         while True:
             if not self._current or not self.id:
@@ -184,6 +188,8 @@ class RedisConsumer(Holder):
                     self._return(list(buffer)[-excess:])
                     continue
                 return [buffer.popleft() for _ in range(min(limit, len(buffer)))]
+            if self._dry and not look and (self._due is None or self._due > time.monotonic()):
+                return []
             room = self._room(limit)
             if room <= 0 or not self._subscribed:
                 return []
@@ -202,7 +208,7 @@ class RedisConsumer(Holder):
             except ConnectionLost:
                 self._spoil(first)
                 raise
-            deliveries = self._take(answer, name)
+            deliveries = self._take(answer, name, room)
             if deliveries is not None:
                 return deliveries
 
@@ -242,11 +248,12 @@ class RedisConsumer(Holder):
             args += (number, self._names[number])
         return args
 
-    def _take(self, answer: Sequence[Any], name: str) -> list[Delivery] | None:
+    def _take(self, answer: Sequence[Any], name: str, room: int) -> list[Delivery] | None:
         """Return the deliveries of a claim's answer; None where the lease was lost meanwhile."""
         due = answer[0]
-        self._due = None if due < 0 else due / 1000
+        self._due = None if due < 0 else time.monotonic() + due / 1000
         self._blocked = bool(answer[2])
+        self._dry = not self._blocked
         if answer[1]:
             self._complain(answer[1])
         if len(answer) == 3:
@@ -263,6 +270,7 @@ class RedisConsumer(Holder):
                 size += length
                 held[receipt] = (number, length)
                 deliveries.append(Delivery(payload, receipt, queue, raw[0] + 1))
+        self._dry = self._dry and len(deliveries) < room
         with self._state:
             if self.id != name:
                 return None  # given back by whoever found the lease ended
@@ -295,8 +303,8 @@ class RedisConsumer(Holder):
     def _collect_ahead(self) -> None:
         """Read the answer of the claim that was sent ahead into the buffer."""
         assert self._ahead is not None
-        name, first, _ = self._ahead
-        self._ahead = None
+        name, first, room = self._ahead
+        self._ahead, self._dry = None, False
         try:
             answer = self._claims.receive()
         except ServerError as error:
@@ -309,17 +317,17 @@ class RedisConsumer(Holder):
         except ConnectionLost:
             self._spoil(first)
             raise
-        self._buffer.extend(self._take(answer, name) or ())
+        self._buffer.extend(self._take(answer, name, room) or ())
 
     # -------------------------------------------------------------------------------------------------- waiting
 
-    def _wait(self, left: float) -> None:
-        """Wait for a bell, a wake, or something that may change what a claim brings; at most ``left`` seconds."""
+    def _wait(self, left: float, limit: int) -> None:
+        """Wait at most ``left`` seconds for a bell, a wake, or something that may change what a claim brings; claim."""
         poll = self._transport.options.poll_interval
-        name = self.id
+        name, first, room = self.id, self._next, self._room(limit)
         if not name:
             return
-        if self._blocked or not self._subscribed or self._room(1) <= 0:
+        if self._blocked or not self._subscribed or room <= 0:
             # nothing may be taken: listening for bells would take them from those who can
             self._starved = True
             if not self._subscribed or self._room(1) <= 0 or self._blocked:
@@ -329,32 +337,41 @@ class RedisConsumer(Holder):
             return
         pause = min(left, poll)
         exact = pause < _SHORT
-        if self._due is not None and self._due < pause:
-            pause, exact = self._due, True
+        if self._due is not None and (due := self._due - time.monotonic()) < pause:
+            pause, exact = max(0.0, due), True
         p = self._prefix
         bells = [f"{p}b:{self._names[n]}" for n in self._subscribed]
         # Servers end a wait up to a tenth of a second late: where that matters, it is ended from here.
         served = pause + 1.0 if exact else pause
+        foreign = False
+        claim = (b"EVALSHA", scripts.CLAIM.sha, 0, *self._claim_arguments(name, room))
         try:
-            self._claims.send(b"BLPOP", *bells, f"{p}w:{name}", f"{max(0.001, served):.3f}")
+            self._claims.begin(((b"BLPOP", *bells, f"{p}w:{name}", f"{max(0.001, served):.3f}"), claim))
             patience = pause if exact else pause + self._transport.options.timeout
             if not self._claims.readable(patience, self._bell):
                 if not exact and not ready((self._bell,), 0):
-                    self._claims.close()
                     raise ConnectionLost(f"{self._transport.target.name} does not answer any more")
                 self._bell.hush()
                 self._end_waiting(name)
-            self._claims.receive()
-        except ServerError as error:
-            if error.code == "WRONGTYPE":
-                self._complain(b"b:")
+            try:
+                self._claims.receive()
+            except ServerError as error:
+                foreign = error.code == "WRONGTYPE"
+                if not foreign and error.code != "UNBLOCKED":
+                    raise TransportError(f"{self._transport.target.name} refused BLPOP: {error}") from error
+        except TransportError:
+            self._claims.close()  # the claim may be carried out all the same, later
+            self._spoil(first)
+            raise
+        self._ahead = (name, first, room)
+        self._collect_ahead()
+        if foreign:
+            self._complain(b"b:")
+            if not self._buffer:
                 ready((self._bell,), pause)
-                return
-            if error.code != "UNBLOCKED":
-                raise TransportError(f"{self._transport.target.name} refused BLPOP: {error}") from error
 
     def _end_waiting(self, name: str) -> None:
-        """Make the server answer the BLPOP that is under way, or break its connection where that is not possible."""
+        """Make the server answer the BLPOP that is under way. Raises: ConnectionLost, where that is not possible."""
         key = f"{self._prefix}w:{name}"
         if self._settling.acquire(timeout=_PATIENCE):
             try:
@@ -365,7 +382,6 @@ class RedisConsumer(Holder):
                 pass
             finally:
                 self._settling.release()
-        self._claims.close()
         raise ConnectionLost(f"the wait on {self._transport.target.name} could not be ended in an orderly way")
 
     def fuse(self, store: ResultStore) -> Committer | None:

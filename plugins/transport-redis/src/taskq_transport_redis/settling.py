@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import os
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -22,11 +22,13 @@ from taskq_transport_redis.frames import check_size, delayed_member, frame
 if TYPE_CHECKING:
     from taskq_transport_redis.transport import RedisTransport
 
-_MOST_AT_ONCE = 1000
+_COMMIT_CHUNK = 256
 _SETTLE_CHUNK = 4000
 _SETTLE_BYTES = 8 << 20
 _GONE = "the lease ended and the message was given back"
 NOT_HELD = "not held: it was settled before, or the lease ended"
+Run = tuple[Script, Sequence[Any], Sequence[Any]]
+Part = tuple[Sequence[Settlement], Sequence[Commit]]
 _pack = msgspec.msgpack.Encoder().encode
 
 
@@ -38,6 +40,7 @@ class Link(Protocol):
     """What a consumer needs of a connection; on a cluster it follows the slot."""
 
     def script(self, script: Script, keys: Sequence[Any], args: Sequence[Any]) -> Any: ...
+    def scripts(self, runs: Iterable[Run]) -> list[Any]: ...
     def close(self) -> None: ...
     def hurry(self, seconds: float) -> None: ...
 
@@ -105,7 +108,9 @@ class Holder:
     def _problem(self, error: ServerError) -> Exception:
         if error.code == "LOST":
             return LeaseLost()
-        return TransportError(f"{self._transport.target.name} refused a script: {error}")
+        problem = TransportError(f"{self._transport.target.name} refused a script: {error}")
+        problem.__cause__ = error
+        return problem
 
     def expired(self, name: str) -> None:
         """Note that the lease of this name is lost, and with it all that is held."""
@@ -120,55 +125,75 @@ class Holder:
 
     def settle(self, settlements: Sequence[Settlement]) -> Sequence[Lost]:
         self._check()
-        lost: list[Lost] = []
-        for start in range(0, len(settlements), _SETTLE_CHUNK):
-            lost += self._end(settlements[start : start + _SETTLE_CHUNK], ())
-        return lost + self.losses() if self._losses else lost
+        chunks = range(0, len(settlements), _SETTLE_CHUNK)
+        return self._end([(settlements[start : start + _SETTLE_CHUNK], ()) for start in chunks])
 
     def commit(self, commits: Sequence[Commit]) -> list[Lost]:
         """Settle with records and follow-ups."""
         self._check()
+        for c in commits:
+            for outbound in c.follow_ups:
+                check_size(outbound)
+        return self._end([([c.settlement for c in part], part) for part in _portions(commits)])
+
+    def _end(self, parts: Sequence[Part]) -> list[Lost]:
+        """End deliveries; the server is at work on one part while the next is put together. Raises: TransportError."""
         lost: list[Lost] = []
-        for part in _portions(commits):
-            lost += self._end([c.settlement for c in part], part)
+        endings: list[tuple[str, dict[int, tuple[int, int]]]] = []
+        with self._settling:
+            try:
+                answers = self._settles.scripts(self._runs(parts, endings, lost))
+            except BaseException as error:
+                self._settles.close()  # answers may be under way that nobody will read
+                if not endings:
+                    raise
+                answers = [error] * len(endings)
+        problem: BaseException | None = None
+        for (name, ended), answer in zip(endings, answers, strict=True):
+            answer = self._problem(answer) if isinstance(answer, ServerError) else answer
+            if isinstance(answer, LeaseLost):
+                self._left(ended, name)
+                self.expired(name)
+                lost += [Lost(receipt, _GONE) for receipt in ended]
+            elif isinstance(answer, BaseException):
+                self._kept(ended, name)
+                problem = problem or answer
+            else:
+                self._left(ended, name)
+        if problem is not None:
+            raise problem
         return lost + self.losses() if self._losses else lost
 
-    def _end(self, settlements: Sequence[Settlement], commits: Sequence[Commit]) -> list[Lost]:
-        ended: dict[int, tuple[int, int]] = {}
-        lost: list[Lost] = []
-        with self._state:
-            name = self.id
-            pop = self._held.pop
-            for s in settlements:
-                entry = pop(s.receipt, None)
-                if entry is None:
-                    lost.append(Lost(s.receipt, NOT_HELD))
-                else:
-                    ended[s.receipt] = entry
-            self._leaving += len(ended)
-        if lost:
-            settlements, commits = _without(settlements, commits, ended)
-        if not ended:
-            return lost
-        try:
-            args = self._settle_arguments(settlements, commits, ended)
-            with self._settling:
-                self._run(self._settles, scripts.SETTLE, (name, self._prefix, *args))
-        except LeaseLost:
-            self._left(ended, name)
-            self.expired(name)
-            return lost + [Lost(receipt, _GONE) for receipt in ended]
-        except BaseException:
-            # nothing is known, so all of it is held still, unless the lease was lost meanwhile
+    def _runs(
+        self, parts: Sequence[Part], endings: list[tuple[str, dict[int, tuple[int, int]]]], lost: list[Lost]
+    ) -> Iterator[Run]:
+        """Yield the script of each part; note what it ends, and what was lost before."""
+        for settlements, commits in parts:
+            ended: dict[int, tuple[int, int]] = {}
+            known = len(lost)
             with self._state:
-                self._leaving -= len(ended)
-                if self.id == name:
-                    self._held.update(ended)
-                else:
-                    self._losses += [Lost(receipt, _GONE) for receipt in ended]
-            raise
-        self._left(ended, name)
-        return lost
+                name = self.id
+                pop = self._held.pop
+                for s in settlements:
+                    entry = pop(s.receipt, None)
+                    if entry is None:
+                        lost.append(Lost(s.receipt, NOT_HELD))
+                    else:
+                        ended[s.receipt] = entry
+                self._leaving += len(ended)
+            if ended:
+                endings.append((name, ended))
+                kept = _without(settlements, commits, ended) if len(lost) > known else (settlements, commits)
+                yield scripts.SETTLE, self._keys, (name, self._prefix, *self._settle_arguments(*kept, ended))
+
+    def _kept(self, ended: dict[int, tuple[int, int]], name: str) -> None:
+        """Note that nothing is known of these, so that all of it is held still, unless the lease was lost meanwhile."""
+        with self._state:
+            self._leaving -= len(ended)
+            if self.id == name:
+                self._held.update(ended)
+            else:
+                self._losses += [Lost(receipt, _GONE) for receipt in ended]
 
     def _left(self, ended: dict[int, tuple[int, int]], name: str) -> None:
         with self._state:
@@ -202,7 +227,6 @@ class Holder:
         frames: list[bytes] = []
         for c in commits:
             for outbound in c.follow_ups:
-                check_size(outbound)
                 delay = max(0, round(outbound.delay * 1000))
                 receipt = c.settlement.receipt
                 follow += (outbound.queue, outbound.priority, delay, ended[receipt][0], receipt)
@@ -263,7 +287,7 @@ def _portions(commits: Sequence[Commit]) -> list[Sequence[Commit]]:
     for i, c in enumerate(commits):
         if c.follow_ups:
             sizes[i] += sum(len(o.payload) for o in c.follow_ups)
-    if count <= 1 or (count <= _MOST_AT_ONCE and sum(sizes) <= _SETTLE_BYTES):
+    if count <= 1 or (count <= _COMMIT_CHUNK and sum(sizes) <= _SETTLE_BYTES):
         return [commits] if count else []
     half = count // 2
     return _portions(commits[:half]) + _portions(commits[half:])
