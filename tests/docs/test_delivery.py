@@ -228,7 +228,7 @@ CRASHER = """
 import os, pathlib, time
 from taskq import TaskQ
 app = TaskQ(
-    "crash", broker="sqlite:///{folder}/q.db", isolated=True, lease=0.5, max_deliveries=2, worker={{"grace": 0.1}}
+    "crash", broker="sqlite:///{folder}/q.db", isolated=True, lease=1.5, max_deliveries=2, worker={{"grace": 0.1}}
 )
 
 def note(name):
@@ -289,9 +289,9 @@ def crash(tmp_path: Path) -> Iterator[Crash]:
 def test_a_task_that_kills_its_process_ends_as_a_dead_letter(crash: Crash) -> None:
     result = crash.app.send_task("kill")
     for _ in range(2):  # max_deliveries
-        assert crash.worker("solo").wait(timeout=20) == 9
+        assert crash.worker("solo").wait(timeout=40) == 9
     crash.worker("solo")
-    assert isinstance(result.get(timeout=20, propagate=False), TaskDead)
+    assert isinstance(result.get(timeout=40, propagate=False), TaskDead)
     assert crash.runs("kills") == 2
     (info,) = dead(crash.app)
     assert (info.task, info.state) == ("kill", "DEAD")

@@ -193,20 +193,20 @@ def test_a_carried_run_that_its_pool_aborts_is_over(rig: Any, pool: str, gate: t
 def test_leases_are_kept_while_the_store_that_carries_hangs(
     rig: Any, pool: str, gate: threading.Event, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    app, runs = rig.app("memory", lease=0.6), []
+    app, runs = rig.app("memory", lease=1.0), []
     long = waiting(app, gate, runs, ignore_result=True)
     hangs = threading.Event()
 
     def acquire(*args: Any, **options: Any) -> bool:
         hangs.set()
-        time.sleep(2.0)
-        raise StoreUnavailable("no answer within 2 s")
+        time.sleep(3.0)
+        raise StoreUnavailable("no answer within 3 s")
 
     with rig.work(app, pool), monkeypatch.context() as patch:
         patch.setattr(type(app.store), "acquire", acquire)
         long.delay()
         assert hangs.wait(10)
-        time.sleep(1.5)  # more than two leases
+        time.sleep(2.5)  # more than two leases
         assert rig.counts(app) == (0, 1, 0), "the lease ran out"
         gate.set()
         rig.wait_empty(app)

@@ -59,14 +59,14 @@ def lose(app: TaskQ, worker: Any) -> None:
 def test_a_task_that_outlasts_many_leases_runs_once(
     rig: Any, backend: str, pool: str, runs: list[Any], gate: Gate
 ) -> None:
-    app = rig.app(backend, lease=0.5 if backend == "sqlite" else 0.2)
+    app = rig.app(backend, lease=1.0)
     task = gated(app, gate, runs)
     result = task.delay()
     other = rig.twin(app, lease=app.settings.lease)
     gated(other, gate, runs)
     with rig.work(app, pool), rig.work(other, pool):
         assert gate.began.wait(10)
-        threading.Event().wait(3.2 * app.settings.lease)
+        threading.Event().wait(2.5 * app.settings.lease)
         assert rig.counts(app) == (0, 1, 0)
         gate.go_on.set()
         assert result.get(timeout=10) == 0

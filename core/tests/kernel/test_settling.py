@@ -43,7 +43,7 @@ def runs() -> list[Any]:
 def test_while_the_store_is_down_outcomes_are_kept(
     rig: Any, pool: str, runs: list[Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    app = rig.app("split", lease=0.5)
+    app = rig.app("split", lease=1.0)
 
     @app.task
     def work(i: int) -> int:
@@ -61,7 +61,7 @@ def test_while_the_store_is_down_outcomes_are_kept(
         rig.eventually(lambda: len(worker.held) == 0 or len(runs) == 3)
         ran = len(runs)
         second = [work.delay(i) for i in range(10, 15)]
-        threading.Event().wait(1.2)  # more than two leases: the messages must stay ours
+        threading.Event().wait(2.4)  # more than two leases: the messages must stay ours
         assert len(runs) == ran
         assert all(r.state == "UNKNOWN" for r in first)
         store.down = False
@@ -75,7 +75,7 @@ def test_a_store_that_answers_late_does_not_cost_the_leases(
     rig: Any, pool: str, runs: list[Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A put may hang until its timeout; the keeper must not wait for it."""
-    app = rig.app("split", lease=0.4)
+    app = rig.app("split", lease=1.0)
 
     @app.task
     def work() -> int:
@@ -111,7 +111,7 @@ def test_leases_of_finished_messages_are_renewed_one_by_one_too(
     rig: Any, pool: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Where leases belong to messages, those that wait to be settled need theirs as well."""
-    app = rig.app("split", lease=0.3)
+    app = rig.app("split", lease=1.0)
     transport = type(app.transport)
     per_message = msgspec.structs.replace(app.transport.capabilities, lease_scope=LeaseScope.MESSAGE)
     monkeypatch.setattr(transport, "capabilities", property(lambda self: per_message))

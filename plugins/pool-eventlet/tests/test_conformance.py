@@ -6,6 +6,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from taskq.testing import PackagingSuite
 
 PATCHED = """
@@ -17,6 +19,7 @@ sys.exit(pytest.main(sys.argv[1:]))
 """
 
 
+@pytest.mark.timeout(320)  # a whole suite
 def test_conformance_in_a_patched_process():
     suite = Path(__file__).with_name("suite.py")
     command = [sys.executable, "-c", PATCHED, str(suite), "-q", "-p", "no:cacheprovider", "-p", "no:xdist"]
