@@ -5,10 +5,6 @@ lock. So nothing ever waits behind a slow job while a thread is free, and what i
 right at any moment. What goes in batches is the rest: waking threads (as many as the work is worth, by the run times
 seen) and reporting to the sink. A watcher thread, which sleeps unless needed, reports for threads that got stuck in a
 long job, wakes further threads when the estimate was too low, and looks after time limits.
-
-A running task is ended by an exception that the interpreter raises on its thread. That a strike never hits the next job
-is ensured without a lock per job: who strikes notes so on the thread and then looks whether the job is still there; who
-ends a job takes it off the thread and then looks for the note. One of the two sees the other.
 """
 
 from __future__ import annotations
@@ -21,21 +17,21 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from itertools import islice
 from time import monotonic, perf_counter
-from typing import Any, Final, TypeVar
+from typing import Final
 
 from taskq.errors import (
     ConfigError,
     SoftTimeLimitExceeded,
     TaskCancelled,
     TaskInterrupted,
-    TaskQError,
     TaskRevoked,
     WorkerError,
 )
 from taskq.spi import RELEASED, Finished, Job, Outcome, PoolConfig, PoolSink, Running, Runtime
-from taskq_pool_threads.striking import raise_in
+from taskq_pool_threads.reporting import Reporting
+from taskq_pool_threads.striking import Striking
+from taskq_pool_threads.thread import PoolThread, Struck
 
-T = TypeVar("T")
 log = logging.getLogger("taskq.pool.threads")
 
 FLUSH_S: Final = 0.005
@@ -52,33 +48,7 @@ GIVE_WAY_S: Final = 1.0
 """Time that a task has after its interruption when the pool stops."""
 
 
-class _Struck(BaseException):
-    """The job has ended by itself, but somebody was about to end it."""
-
-
-class _Thread(threading.Thread):
-    """A thread of the pool and the gate it sleeps at; whoever takes it off the idle stack opens the gate, once."""
-
-    def __init__(self, body: Callable[[_Thread], None], name: str) -> None:
-        super().__init__(name=name, daemon=True)  # daemon: a stuck task must not keep the process from ending
-        self._body = body
-        gate = threading.Lock()
-        gate.acquire()
-        self.sleep = gate.acquire
-        self.wake = gate.release
-        self.job: Job | None = None
-        """What runs here now, and may be struck."""
-        self.since = 0.0
-        self.struck = False
-        """Whether somebody strikes, or has struck, since this was last looked at."""
-        self.told: tuple[Job | None, set[type[BaseException]]] = (None, set())
-        """What a job was struck with: once with each error."""
-
-    def run(self) -> None:
-        self._body(self)
-
-
-class ThreadsPool:
+class ThreadsPool(Reporting, Striking):
     """Runs jobs on ``concurrency`` threads.
 
     Each accepted job is reported exactly once: by ``finished`` or ``crashed``, by ``returned`` when it was cancelled or
@@ -90,30 +60,19 @@ class ThreadsPool:
             raise ConfigError(
                 f"The threads pool was asked for a concurrency of {config.concurrency}; it needs at least 1 thread."
             )
+        Reporting.__init__(self)
+        Striking.__init__(self)
         self._name = config.name
         self._slots = config.concurrency
-        self._runtime: Runtime
         self._execute: Callable[[Job], Outcome]
-        self._sink: PoolSink
         self._ready: deque[Job] = deque()
-        self._held: set[int] = set()  # keys accepted and not yet reported; its length is exact without a lock
-        self._begun: deque[int] = deque()
-        self._done: deque[Finished] = deque()
-        self._idle: deque[_Thread] = deque()  # a stack: the thread that slept least has the warmest caches
-        self._typical = 0.0  # seconds that a job takes; 0 while nothing is known
+        self._idle: deque[PoolThread] = deque()  # a stack: the thread that slept least has the warmest caches
         self._popped = 0.0  # when a thread last took a job; 0 after one went to rest
-        self._flushed = 0.0
-        self._report = threading.Lock()  # held while the sink is called, so that "started" comes before "finished"
-        self._change = threading.Lock()  # guards what follows, and the order of _ready
-        self._threads: set[_Thread] = set()
-        self._strikes = threading.Lock()  # held while a thread is struck, and while it calms down
-        self._again: deque[tuple[_Thread, Job, type[BaseException]]] = deque()
-        self._soft: dict[str, float | None] = {}
+        self._change = threading.Lock()  # guards what follows, the set of threads, and the order of _ready
         self._surplus = 0  # threads that are to end
         self._number = 0
         self._accepting = False
         self._stopping = False
-        self._closed = False
         self._unfinished: list[int] = []
         self._watcher: threading.Thread | None = None
         self._watching = False
@@ -277,7 +236,7 @@ class ThreadsPool:
 
     # --------------------------------------------------------------------------------------------- the threads' side
 
-    def _work(self, me: _Thread) -> None:
+    def _work(self, me: PoolThread) -> None:
         ready, done = self._ready, self._done
         pop, begin, end = ready.popleft, self._begun.append, done.append
         execute, clock = self._execute, perf_counter
@@ -304,7 +263,7 @@ class ThreadsPool:
                 outcome = execute(job) if self._watching else self._execute_watched(job)
                 me.job = None
                 if me.struck:
-                    raise _Struck
+                    raise Struck
             except BaseException as error:  # SystemExit, too: the thread must go on
                 me.job = None  # nobody strikes any more; what is under way can hit in at most two more places
                 try:
@@ -324,12 +283,6 @@ class ThreadsPool:
         self._call_watcher()
         return self._execute(job)
 
-    def _calm(self, me: _Thread) -> None:
-        """Make sure that nothing is raised on this thread any more that was meant for the job before."""
-        with self._strikes:
-            raise_in(me.ident, None)
-            me.struck = False
-
     def _verdict(self, job: Job, error: BaseException) -> Outcome | None:
         """Return the outcome of a job that an exception ended outside its task, or report it and return None."""
         if isinstance(error, TaskInterrupted):
@@ -342,7 +295,7 @@ class ThreadsPool:
             self._broken_runtime(job, error)
         return None
 
-    def _rest(self, me: _Thread) -> None:
+    def _rest(self, me: PoolThread) -> None:
         """Sleep until woken. Whoever adds jobs looks at the idle stack after that, hence this order here."""
         self._popped = 0.0  # this thread, at least, takes no jobs from now on
         self._idle.append(me)
@@ -354,7 +307,7 @@ class ThreadsPool:
         else:
             me.sleep()
 
-    def _leaves(self, me: _Thread) -> bool:
+    def _leaves(self, me: PoolThread) -> bool:
         self._flush()
         with self._change:
             if self._stopping:
@@ -368,7 +321,7 @@ class ThreadsPool:
     def _grow(self, count: int) -> None:
         for _ in range(count):
             self._number += 1
-            thread = _Thread(self._work, f"{self._name}-pool-{self._number}")
+            thread = PoolThread(self._work, f"{self._name}-pool-{self._number}")
             thread.start()
             self._threads.add(thread)
 
@@ -380,57 +333,6 @@ class ThreadsPool:
                 jobs.append(self._ready.popleft())
         except IndexError:
             return jobs
-
-    # ---------------------------------------------------------------------------------------------- striking
-
-    def _strike(self, thread: _Thread, job: Job, error: type[BaseException]) -> bool:
-        """Raise an error in a job, once; whether it still ran."""
-        with self._strikes:
-            if thread.told[0] is not job:
-                thread.told = (job, set())
-            elif error in thread.told[1]:
-                return thread.job is job
-            thread.struck = True
-            if thread.job is not job:
-                return False
-            if self._runtime.is_async(job.task):
-                # never by an exception out of the blue: it could leave the thread's event loop in any state
-                text = f"task {job.task} ran past its soft limit" if error is SoftTimeLimitExceeded else ""
-                if not self._runtime.interrupt(error(text), thread.ident):
-                    self._again.append((thread, job, error))  # its coroutine is not yet there, or has just ended
-                    self._call_watcher()
-                    return True
-            else:
-                raise_in(thread.ident, error)
-            thread.told[1].add(error)
-        self._call_watcher()  # the job may have been calling it when it was struck
-        return True
-
-    def _soft_limit(self, task: str) -> float | None:
-        try:
-            return self._soft[task]
-        except KeyError:
-            soft = self._soft[task] = self._runtime.limits(task).soft
-            return soft
-
-    def _keep_limits(self) -> float | None:
-        """Strike what runs past its soft limit, and what could not be struck before.
-
-        Return the seconds until the next limit passes, None without any.
-        """
-        nearest = None
-        for _ in range(len(self._again)):
-            self._strike(*self._again.popleft())
-        for thread in list(self._threads):
-            job = thread.job
-            if job is None or (soft := self._soft_limit(job.task)) is None:
-                continue
-            left = thread.since + soft - perf_counter()
-            if left <= 0.0:
-                self._strike(thread, job, SoftTimeLimitExceeded)
-            elif nearest is None or left < nearest:
-                nearest = left
-        return nearest
 
     # ---------------------------------------------------------------------------------------------- waking
 
@@ -481,61 +383,3 @@ class ThreadsPool:
 
     def _unattended(self) -> bool:
         return bool(self._done or self._begun or self._again or (self._ready and self._idle))
-
-    # ---------------------------------------------------------------------------------------------- reporting
-
-    def _flush(self) -> None:
-        """Report what has begun and ended; where another thread is at it already, that one reports this, too."""
-        while self._done or self._begun:
-            if not self._report.acquire(blocking=False):
-                return  # the holder looks again after it has let go
-            try:
-                self._deliver()
-            finally:
-                self._report.release()
-
-    def _deliver(self) -> None:
-        """Call the sink; the caller holds ``_report``."""
-        # Ended before begun: each of the ended then has its beginning among those taken next, or earlier.
-        done = _take(self._done)
-        begun = _take(self._begun)
-        if self._closed:
-            return
-        if begun:
-            self._tell(self._sink.started, begun)
-        if done:
-            # One sample per report: a mean would be spoilt by the few that waited for the GIL.
-            seen, typical = done[len(done) // 2].elapsed, self._typical
-            if not typical:
-                self._typical = seen
-            else:  # quicker to believe that jobs are short: the watcher makes up for a mistake
-                self._typical = typical + (seen - typical) * (0.5 if seen < typical else 0.2)
-            self._held.difference_update([finished.key for finished in done])
-            self._tell(self._sink.finished, done)
-        self._flushed = perf_counter()
-
-    def _broken_runtime(self, job: Job, error: BaseException) -> None:
-        with self._report:
-            self._deliver()
-            if not self._closed:
-                self._held.discard(job.key)
-                reason = f"the runtime raised {type(error).__name__}: {error}, which it never may"
-                self._tell(self._sink.crashed, [job.key], [], reason)
-
-    def _aborted(self, job: Job, error: TaskQError) -> None:
-        with self._report:
-            self._deliver()
-            if not self._closed:
-                self._held.discard(job.key)
-                self._tell(self._sink.aborted, [job.key], error)
-
-    def _tell(self, method: Callable[..., None], *arguments: Any) -> None:
-        try:
-            method(*arguments)
-        except Exception:
-            log.exception("the worker failed to take a report of the threads pool: %.500r", arguments)
-
-
-def _take(queue: deque[T]) -> list[T]:
-    pop = queue.popleft
-    return [pop() for _ in range(len(queue))]
