@@ -10,7 +10,8 @@ import pytest
 from taskq.spi import parse_urls
 from taskq.testing import CoordinationSuite, PackagingSuite, StoreSuite
 from taskq_lib_zeromq import protocol
-from taskq_lib_zeromq.link import Link, make_target
+from taskq_lib_zeromq.link import Link
+from taskq_lib_zeromq.target import make_target
 from taskq_store_zeromq.options import ZeroMQStoreOptions
 from taskq_store_zeromq.store import ERRORS
 from tests.support.zeromq_hubs import HubForge

@@ -10,7 +10,8 @@ import pytest
 from taskq.spi import Url, parse_urls
 from taskq.testing import PackagingSuite, TransportSuite
 from taskq_lib_zeromq import protocol
-from taskq_lib_zeromq.link import Link, make_target
+from taskq_lib_zeromq.link import Link
+from taskq_lib_zeromq.target import make_target
 from taskq_transport_zeromq.options import ZeroMQOptions
 from taskq_transport_zeromq.transport import ERRORS
 from tests.support.zeromq_hubs import HubForge

@@ -33,6 +33,7 @@ from taskq.spi import Durability, Ordering, TransportConfig, parse_urls
 from taskq.testing.proxy import TcpProxy
 from taskq_lib_zeromq import protocol
 from taskq_lib_zeromq.hub import Hub, HubOptions, HubThread
+from taskq_lib_zeromq.link import Link
 from taskq_transport_zeromq.options import ZeroMQOptions
 from taskq_transport_zeromq.transport import ZeroMQTransport
 from tests.support.steps import collect, consumer_of, payloads, persistently, send, send_at_last
@@ -561,8 +562,8 @@ def test_many_queues_cost_no_more_round_trips(zeromq_hubs: HubForge, make: Make,
     mine.fetch(1, 0.0)
     assert not transport.send([Outbound(f"{i}", name, b"x") for i, name in enumerate(names)])
     frames: list[bytes] = []
-    original = type(mine._intake).send
-    monkeypatch.setattr(type(mine._intake), "send", lambda self, data: (frames.append(data), original(self, data))[1])
+    original = Link.send
+    monkeypatch.setattr(Link, "send", lambda self, data: (frames.append(data), original(self, data))[1])
     seen: list[str] = []
     while len(seen) < 1000:
         seen += [d.queue for d in mine.fetch(64, 1.0).deliveries]

@@ -9,7 +9,7 @@ import threading
 from typing import Protocol
 
 from taskq.errors import ConfigError
-from taskq_lib_zeromq.link import Target
+from taskq_lib_zeromq.target import Target
 
 logger = logging.getLogger("taskq.zeromq.hub")
 

@@ -15,7 +15,9 @@ from taskq_lib_client.bell import Bell
 from taskq_lib_client.results import PushedResults
 from taskq_lib_zeromq import protocol
 from taskq_lib_zeromq.embed import embedded
-from taskq_lib_zeromq.link import Broken, Errors, Link, Links, make_target
+from taskq_lib_zeromq.link import Link, Links
+from taskq_lib_zeromq.target import Errors, make_target
+from taskq_lib_zeromq.wire import Broken
 from taskq_store_zeromq.coordination import HubCoordination
 from taskq_store_zeromq.errors import AnswerLost, StoreFull, StoreRefused
 from taskq_store_zeromq.options import ZeroMQStoreOptions, capabilities
@@ -82,7 +84,7 @@ class ZeroMQStore(PushedResults[Link], HubCoordination):
     # -------------------------------------------------------------------------------------------------- waiting
 
     def _subscribe(self, channel: Link | None, bell: Bell) -> Link:
-        channel = channel or Link(self._target, bell.fileno())
+        channel = channel or Link(self._target, bell)
         channel.request(lambda n: protocol.Watch(n, self.address))
         return channel
 

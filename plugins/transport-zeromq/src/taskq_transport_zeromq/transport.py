@@ -25,7 +25,9 @@ from taskq.message import Outbound, Peeked, QueueFacts, QueueSpec, QueueStats, S
 from taskq.spi import Capabilities, DeclareMode, Durability, Ordering, TransportConfig
 from taskq_lib_zeromq import protocol
 from taskq_lib_zeromq.embed import embedded
-from taskq_lib_zeromq.link import Broken, Errors, Link, Links, make_target
+from taskq_lib_zeromq.link import Link, Links
+from taskq_lib_zeromq.target import Errors, make_target
+from taskq_lib_zeromq.wire import Broken
 from taskq_transport_zeromq.consumer import ZeroMQConsumer
 from taskq_transport_zeromq.options import ZeroMQOptions, capabilities
 

@@ -1,7 +1,8 @@
-"""The hub: queues, results and coordination behind one ZeroMQ socket."""
+"""The hub: queues, results and coordination behind ZeroMQ sockets."""
 
 from __future__ import annotations
 
-from taskq_lib_zeromq.hub.server import AddressInUse, Hub, HubOptions, HubThread
+from taskq_lib_zeromq.hub.door import AddressInUse
+from taskq_lib_zeromq.hub.server import Hub, HubOptions, HubThread
 
 __all__ = ["AddressInUse", "Hub", "HubOptions", "HubThread"]

@@ -1,8 +1,7 @@
-"""The hub's one thread: a ROUTER socket, the state machines, and the journal between them and the answers."""
+"""The hub's one thread: its sockets, the state machines, and the journal between them and the answers."""
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import os
 import socket as sockets
@@ -13,24 +12,22 @@ from dataclasses import dataclass
 from typing import Any
 
 import msgspec
-import zmq
-import zmq.utils.z85
 from msgspec import Struct
 
 from taskq.errors import ConfigError
 from taskq.message import ACK, Record, Settlement
 from taskq_lib_zeromq import protocol
 from taskq_lib_zeromq.hub.broker import Broker, new_epoch
+from taskq_lib_zeromq.hub.door import Door, Unreachable
 from taskq_lib_zeromq.hub.journal import Journal
 from taskq_lib_zeromq.hub.results import Coordinator, Results
+from taskq_lib_zeromq.hub.streams import Streams
 from taskq_lib_zeromq.protocol import Answer, Confirm, Deliver, Failed, Heard, Message, Push, Welcome, encode
 
 logger = logging.getLogger("taskq.zeromq.hub")
 _AT_ONCE = 200
 """Requests that are handled before timers are looked at, and that share one write of the journal."""
 _LONGEST_WAIT = 5.0
-_SLICE_MS = 100
-"""Longest single wait for a request, after which a stop is noticed."""
 _FORGET_AFTER = 600.0
 """Seconds of silence after which a connection's session is forgotten."""
 _JOURNAL_RETRY = 0.5
@@ -76,17 +73,14 @@ class Hub:
     def __init__(self, options: HubOptions) -> None:
         self.options = options
         self.name = f"{sockets.gethostname()}:{os.getpid()}"
-        self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
-        self._router = self._context.socket(zmq.ROUTER)
-        self._zap: zmq.Socket[bytes] | None = None
-        self._pipe, self._bell = sockets.socketpair()
         self._journal: Journal | None = None
+        self._door = _open_door(options)
+        self.addresses = self._door.addresses
         try:
-            self.addresses = self._bind()
             if options.journal is not None:
                 self._journal = Journal(options.journal)
         except BaseException:
-            self._close()
+            self._door.close()
             raise
         self.epoch = self._journal.epoch if self._journal is not None else new_epoch()
         self._out: list[tuple[bytes, Any]] = []
@@ -102,7 +96,6 @@ class Hub:
         self._watchers: dict[str, bytes] = {}
         self._listeners: dict[str, set[bytes]] = {}
         self._stopping = False
-        self._slice = -1
         self._foreign = 0
         self._forget_at = 0.0
         self._broken = ""
@@ -130,83 +123,28 @@ class Hub:
             protocol.Keys: lambda _, r: self.names(),
         }
 
-    def _bind(self) -> list[str]:
-        options, router = self.options, self._router
-        router.setsockopt(zmq.LINGER, 200)
-        router.setsockopt(zmq.ROUTER_MANDATORY, 1)
-        router.setsockopt(zmq.SNDHWM, 100_000)
-        router.setsockopt(zmq.RCVHWM, 10_000)
-        router.setsockopt(zmq.MAXMSGSIZE, options.max_message_bytes * 2 + _FRAME_OVERHEAD)
-        beat = round(options.heartbeat * 1000)
-        router.setsockopt(zmq.HEARTBEAT_IVL, beat)
-        router.setsockopt(zmq.HEARTBEAT_TIMEOUT, beat * 3)
-        if options.curve_secret_key:
-            try:
-                zmq.curve_public(options.curve_secret_key.encode())
-                router.curve_secretkey = options.curve_secret_key.encode()
-            except (zmq.ZMQError, ValueError, UnicodeEncodeError) as error:
-                raise ConfigError("the hub's secret key is no CURVE key; `taskq zeromq keys` makes a pair") from error
-            router.curve_server = True
-            if options.client_keys is not None:
-                self._zap = self._context.socket(zmq.REP)
-                self._zap.bind("inproc://zeromq.zap.01")
-                router.zap_domain = b"taskq"
-        elif options.client_keys is not None:
-            raise ConfigError("client keys are of use only where the hub has a secret key")
-        bound = []
-        for address in options.bind:
-            if "[" in address:
-                router.setsockopt(zmq.IPV6, 1)
-            try:
-                router.bind(address)
-            except zmq.ZMQError as error:
-                raise AddressInUse(f"a hub cannot listen at {address}: {error}") from error
-            bound.append(router.getsockopt(zmq.LAST_ENDPOINT).decode().rstrip("\0"))  # type: ignore[union-attr]
-        return bound
-
     # ------------------------------------------------------------------------------------------------------ loop
 
     def stop(self) -> None:
         """Make ``run`` return; from any thread or signal handler."""
         self._stopping = True
-        with contextlib.suppress(OSError):
-            self._bell.send(b"1")
+        self._door.wake()
 
     def run(self) -> None:
         """Serve until ``stop``."""
-        poller = zmq.Poller()
-        poller.register(self._router, zmq.POLLIN)
-        poller.register(self._pipe.fileno(), zmq.POLLIN)
-        if self._zap is not None:
-            poller.register(self._zap, zmq.POLLIN)
         logger.info("hub %s listens at %s", self.name, ", ".join(self.addresses))
         try:
             while not self._stopping:
-                first = None
-                if self._zap is None:
-                    # a blocking receive takes a third of the system calls of a poll; its slice bounds the stop
-                    first = self._wait()
-                elif any(s is self._zap for s, _ in poller.poll(self._patience())):
-                    self._authenticate()
-                self._turn(first)
+                self._turn(self._door.receive(self._patience()))
         finally:
             self._flush()
-            self._close()
+            if self._journal is not None:
+                self._journal.close()
+            self._door.close()
             logger.info("hub %s has ended", self.name)
 
-    def _wait(self) -> list[bytes] | None:
-        """Return the next request, None where there is none for a while."""
-        patience = min(self._patience(), _SLICE_MS)
-        if patience != self._slice:
-            self._router.setsockopt(zmq.RCVTIMEO, patience)
-            self._slice = patience
-        try:
-            return self._router.recv_multipart()
-        except zmq.Again:
-            return None
-
-    def _patience(self) -> int:
-        """Return how many ms may pass until a timer is due."""
+    def _patience(self) -> float:
+        """Return how many seconds may pass until a timer is due."""
         now = time.monotonic()
         wait = min(_LONGEST_WAIT, self.broker.due() - now)
         wall = min(self.results.due(), self.coordinator.due())
@@ -214,27 +152,23 @@ class Hub:
             wait = wall - time.time()
         if self._journal is not None and (self._broken or self._journal.due or self._journal.lazy):
             wait = min(wait, _JOURNAL_RETRY if self._broken else 0.0 if self._journal.due else 1.0)
-        return max(0, int(wait * 1000 + 0.999))
+        return max(0.0, wait)
 
-    def _turn(self, first: list[bytes] | None) -> None:
-        broker, out = self.broker, self._out
-        journal = self._journal
-        receive = self._router.recv_multipart
-        more, poll = [(self._router, zmq.POLLIN)], zmq.zmq_poll
-        for number in range(_AT_ONCE):
-            if number == 0 and first is not None:
-                frames = first
-            elif (journal is None and first is not None) or not poll(more, 0):
-                break  # without a journal nothing is won by taking several at a time
-            else:
-                frames = receive(zmq.NOBLOCK)
+    def _turn(self, arrived: tuple[bytes, bytes] | None) -> None:
+        """Handle what has arrived, and with a journal what else is there, so that it shares one write."""
+        broker, journal, door = self.broker, self._journal, self._door
+        number = 0
+        while arrived is not None:
             broker.now = time.monotonic()
-            if len(frames) == 2:
-                self._handle(frames[0], frames[1])
-            else:
-                self._strange("a message of several frames")
-            if journal is None and out:
+            self._handle(*arrived)
+            if journal is None:
                 self._flush()
+                break
+            number += 1
+            arrived = door.receive(0.0) if number < _AT_ONCE else None
+        if door.strange:
+            self._strange("a message of several frames", door.strange)
+            door.strange = 0
         broker.now = now = time.monotonic()
         if now >= broker.due():
             broker.advance()
@@ -253,14 +187,13 @@ class Hub:
             self._out += self._vows
             self._vows = []
         out = self._out
-        send = self._router.send
+        send = self._door.send
         while out:
             batch, self._out = out, []
             for connection, what in batch:
                 try:
-                    send(connection, zmq.SNDMORE | zmq.NOBLOCK)
-                    send(encode(what), zmq.NOBLOCK)
-                except zmq.ZMQError:
+                    send(connection, encode(what))
+                except Unreachable:
                     self._unreachable(connection, what)
             out = self._out
 
@@ -295,6 +228,7 @@ class Hub:
 
     def _forget(self, now: float) -> None:
         self._forget_at = now + _FORGET_AFTER / 10
+        self._door.sweep()
         old = now - _FORGET_AFTER
         for name in [name for name, session in self._sessions.items() if session.seen < old]:
             del self._sessions[name]
@@ -303,9 +237,9 @@ class Hub:
             del self._peers[connection]
         self._listeners = {channel: c for channel, c in self._listeners.items() if c}
 
-    def _strange(self, what: str) -> None:
-        self._foreign += 1
-        if self._foreign in (1, 10, 100) or self._foreign % 1000 == 0:
+    def _strange(self, what: str, count: int = 1) -> None:
+        before, self._foreign = self._foreign, self._foreign + count
+        if before < 1 <= self._foreign or before < 10 <= self._foreign or before // 100 < self._foreign // 100:
             logger.warning("%s that is no request of taskq was ignored (%d by now)", what, self._foreign)
 
     # -------------------------------------------------------------------------------------------------- requests
@@ -432,6 +366,8 @@ class Hub:
             held = consumer.held
             mine = [c for c in commits if c.settlement.receipt in held]
             self._keep([c.record for c in mine if c.record is not None])
+            if self._journal is None:
+                self._flush()  # who waits need not wait for the rest of this
             follow_ups: list[Message] = []
             for commit in commits:
                 settlement: Settlement = commit.settlement
@@ -510,30 +446,19 @@ class Hub:
         self.coordinator.names(time.time(), found.append)
         return found
 
-    def _authenticate(self) -> None:
-        """Answer who asks whether a client's key is known (ZeroMQ's RFC 27)."""
-        assert self._zap is not None
-        assert self.options.client_keys is not None
-        frames = self._zap.recv_multipart()
-        known = False
-        if len(frames) >= 7 and frames[5] == b"CURVE":
-            known = zmq.utils.z85.encode(frames[6]).decode() in self.options.client_keys
-        code, text = (b"200", b"OK") if known else (b"400", b"unknown key")
-        self._zap.send_multipart([b"1.0", frames[1], code, text, b"", b""])
 
-    def _close(self) -> None:
-        if self._journal is not None:
-            self._journal.close()
-        self._router.close()
-        if self._zap is not None:
-            self._zap.close(0)
-        self._context.term()
-        self._pipe.close()
-        self._bell.close()
+def _open_door(options: HubOptions) -> Door:
+    most = options.max_message_bytes * 2 + _FRAME_OVERHEAD
+    if options.curve_secret_key:
+        from taskq_lib_zeromq.hub.router import Router
 
-
-class AddressInUse(ConfigError):
-    """Somebody listens there already, or nobody can."""
+        return Router(
+            options.bind, max_bytes=most, heartbeat=options.heartbeat, secret_key=options.curve_secret_key,
+            clients=options.client_keys,
+        )  # fmt: skip
+    if options.client_keys is not None:
+        raise ConfigError("client keys are of use only where the hub has a secret key")
+    return Streams(options.bind, max_bytes=most, heartbeat=options.heartbeat)
 
 
 class HubThread:
