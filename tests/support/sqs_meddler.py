@@ -11,7 +11,7 @@ from typing import Any, Self
 
 Answer = tuple[int, dict[str, Any]]
 Rule = Callable[[str, dict[str, Any], Callable[[], Answer]], Answer]
-"""Operation, its parameters and a call that asks the server → status and body of the answer."""
+"""Operation, its parameters and a call that asks the server with them, as changed → status and body of the answer."""
 
 
 def refusal(code: str, text: str = "because") -> dict[str, Any]:
@@ -35,17 +35,19 @@ class Meddler:
                 meddler.calls.append(operation)
                 headers = {k: v for k, v in self.headers.items() if k.lower() not in ("host", "content-length")}
 
+                body = json.loads(raw)
+
                 def ask() -> Answer:
                     connection = http.client.HTTPConnection(host, port, timeout=30)
                     try:
-                        connection.request("POST", "/", raw, headers)
-                        answer = connection.getresponse()
-                        return answer.status, json.loads(answer.read() or b"{}")
+                        connection.request("POST", "/", json.dumps(body), headers)
+                        found = connection.getresponse()
+                        return found.status, json.loads(found.read() or b"{}")
                     finally:
                         connection.close()
 
-                status, body = meddler.rule(operation, json.loads(raw), ask)
-                data = json.dumps(body).encode()
+                status, answer = meddler.rule(operation, body, ask)
+                data = json.dumps(answer).encode()
                 self.send_response(status)
                 self.send_header("Content-Type", "application/x-amz-json-1.0")
                 self.send_header("Content-Length", str(len(data)))

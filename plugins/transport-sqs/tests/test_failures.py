@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import socket
 import subprocess
+import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 import pytest
@@ -222,3 +226,60 @@ def persistently_failing(call: Callable[[], Any]) -> None:
         assert failures
         assert failures[0].maybe_sent
     raise AssertionError("it never raised")
+
+
+# ---------------------------------------------------------------------------------------------- not the right address
+
+
+@contextmanager
+def web_page(status: int) -> Iterator[int]:
+    """A server that is not SQS; gives its port."""
+
+    class Page(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            self.rfile.read(int(self.headers["Content-Length"]))
+            self.send_response(status)
+            self.send_header("Content-Type", "text/html; charset=utf-8")
+            self.end_headers()
+            self.wfile.write(b"<html>please log in</html>")
+
+        def log_message(self, *arguments: object) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Page) as server:
+        thread = threading.Thread(target=server.serve_forever, args=(0.02,))
+        thread.start()
+        yield server.server_address[1]
+        server.shutdown()
+        thread.join()
+
+
+@pytest.mark.parametrize("status", [200, 404, 501])
+def test_a_server_that_is_not_sqs_is_no_reason_to_wait(status: int) -> None:
+    with (
+        web_page(status) as port,
+        pytest.raises(TransportError, match=f"{port}.*is not SQS") as caught,
+        opened(f"sqs://127.0.0.1:{port}"),
+    ):
+        pass
+    assert not caught.value.retryable
+
+
+@pytest.mark.parametrize(("region", "exists"), [("eu-centrall-1", False), ("eu-central-1", True)])
+def test_a_region_that_does_not_exist_is_no_reason_to_wait(
+    region: str, exists: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without a name service: a region that boto knows may be there later."""
+
+    def unknown(*arguments: object, **options: object) -> None:
+        raise socket.gaierror(socket.EAI_NONAME, "unknown")
+
+    monkeypatch.setattr(socket, "getaddrinfo", unknown)
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "key")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "hush-hush")
+    for name in ("AWS_PROFILE", "AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_SQS", "HTTPS_PROXY", "https_proxy"):
+        monkeypatch.delenv(name, raising=False)
+    with pytest.raises(TransportError, match=region) as caught, opened(f"sqs://{region}"):
+        pass
+    assert caught.value.retryable is exists
+    assert isinstance(caught.value, ConnectionFailed) is exists

@@ -10,11 +10,13 @@ from typing import Any
 import pytest
 
 from taskq import TaskQ
+from taskq.dead import DeadLetters
 from taskq.errors import NotSupported
-from taskq.message import RELEASE, Outbound, QueueSpec, Settlement
+from taskq.message import RELEASE, Outbound, QueueSpec, QueueStats, Settlement
 from taskq_transport_sqs.consumer import SqsConsumer
 from taskq_transport_sqs.transport import SqsTransport
-from tests.support.sqs_transport import opened
+from tests.support.sqs_meddler import Meddler, fail_entry
+from tests.support.sqs_transport import opened, through
 from tests.support.steps import PATIENCE, ack, collect, consumer_of, messages, nothing, payloads
 
 
@@ -93,6 +95,47 @@ def test_a_lost_lease_of_the_first_keeps_the_order(sqs_url: str) -> None:
             ack(other, [delivery])
         assert seen == [*"123"]
         assert [loss.receipt for loss in consumer.settle([Settlement(first.receipt)])] == [first.receipt]
+
+
+def test_nothing_overtakes_a_successor_that_was_lost(sqs_url: str, meddler: Meddler) -> None:
+    """The server refuses to renew the second of three that are held, and has it again; the third waits for it."""
+    with fifo(through(sqs_url, meddler.port), lease_s=2) as (transport, consumer):
+        transport.send(messages(*"123", group="g"))
+        (first,) = collect(consumer, 1)
+        meddler.rule = fail_entry(1, "MessageNotInflight", sender=True)
+        assert not consumer.extend([first.receipt])
+        ack(consumer, [first])
+        seen = []
+        for _ in range(2):
+            (delivery,) = collect(consumer, 1)
+            seen.append(delivery.payload)
+            ack(consumer, [delivery])
+        assert seen == [b"2", b"3"]
+
+
+def test_all_that_sqs_moved_to_the_dead_letters_is_listed(sqs_url: str) -> None:
+    """They keep the group that they had, but wait for each other no more."""
+    with fifo(sqs_url, max_receives=1) as (transport, consumer):
+        transport.send(messages(*"1234", group="g"))
+        deadline = time.monotonic() + PATIENCE
+        while (transport.stats(["q.dead"]).get("q.dead") or QueueStats()).ready != 4:
+            assert time.monotonic() < deadline
+            for delivery in consumer.fetch(10, 0.1).deliveries:
+                consumer.settle([Settlement(delivery.receipt, RELEASE, counted=True)])
+        assert len(DeadLetters(transport).list("q")) == 4
+        assert len(DeadLetters(transport).list("q")) == 4, "the first look took some of them"
+
+
+def test_a_queue_that_is_not_ordered_as_declared_is_refused(sqs_url: str) -> None:
+    """Also where nothing is asked when it is declared."""
+    with opened(sqs_url) as transport:
+        transport.declare([QueueSpec(name="q")])
+    with opened(sqs_url) as transport:
+        transport.declare([QueueSpec(name="q", ordered=True)], mode="none")
+        with pytest.raises(NotSupported, match="standard queue"):
+            transport.send(messages("a", group="g"))
+        with pytest.raises(NotSupported, match="standard queue"):
+            consumer_of(transport)
 
 
 def test_a_repeated_send_is_dropped_and_a_new_attempt_is_not(sqs_url: str) -> None:

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -15,8 +16,10 @@ from taskq.dead import DeadLetters
 from taskq.errors import AuthenticationFailed, NotSupported, QueueMissing
 from taskq.message import RELEASE, Delivery, Outbound, QueueSpec, Settlement
 from taskq.spi import Durability, Ordering, Support, parse_urls
+from taskq.worker import Worker
 from taskq_transport_sqs.options import MAX_PAYLOAD_BYTES, SqsOptions, capabilities
-from tests.support.sqs_meddler import Meddler, refusal
+from tests.support.processes import eventually
+from tests.support.sqs_meddler import Answer, Meddler, refusal
 from tests.support.sqs_transport import opened, raw, through, url_of
 from tests.support.steps import PATIENCE, ack, collect, consumer_of, messages, nothing, payloads
 
@@ -174,6 +177,46 @@ def test_queues_made_by_others_need_no_right_to_make_or_list_any(sqs_url: str, m
                 transport.declare([QueueSpec(name="not-made")], mode="create")
 
 
+@pytest.mark.parametrize("ordered", [False, True])
+def test_rights_on_one_queue_are_enough(sqs_url: str, meddler: Meddler, ordered: bool) -> None:
+    """Whose rights name the queue alone is refused when asking for one of the other kind."""
+    with opened(sqs_url) as transport:
+        transport.declare([QueueSpec(name="made", ordered=ordered)])
+    meddler.rule = lambda operation, body, ask: (
+        (403, refusal("AccessDeniedException"))
+        if operation == "GetQueueUrl" and body["QueueName"].endswith(".fifo") is not ordered
+        else ask()
+    )
+    for mode in ("none", "verify", "create"):
+        with opened(through(sqs_url, meddler.port)) as transport:
+            transport.declare([QueueSpec(name="made", ordered=ordered)], mode=mode)
+            assert not transport.send(messages(mode, queue="made"))
+            consumer = consumer_of(transport, "made")
+            ack(consumer, collect(consumer, 1))
+            transport.declare([QueueSpec(name=f"made-{mode}", ordered=ordered)])
+
+
+def test_looking_makes_nothing(sqs_url: str) -> None:
+    """Not even the queue that SQS would move dead letters to."""
+    with opened(sqs_url) as transport:
+        transport.declare([QueueSpec(name="q")])
+    with opened(sqs_url, max_receives=3) as transport:
+        transport.declare([QueueSpec(name="q", options={"visibility_timeout": 30})], mode="verify")
+        assert set(transport.stats(["q", "q.dead"])) == {"q"}
+
+
+def test_a_queue_of_another_account_is_not_made_in_ones_own(sqs_url: str) -> None:
+    with opened(sqs_url, account="123456789012") as transport:
+        with pytest.raises(NotSupported, match="123456789012"):
+            transport.declare([QueueSpec(name="q")])
+        assert transport.stats(["q"]) == {}
+
+
+def test_high_throughput_is_for_ordered_queues(sqs_url: str) -> None:
+    with opened(sqs_url) as transport, pytest.raises(NotSupported, match="ordered queues"):
+        transport.declare([QueueSpec(name="q", options={"high_throughput": True})])
+
+
 def test_no_queue_is_made_where_the_option_says_so(sqs_url: str) -> None:
     with opened(sqs_url, create_queues=False) as transport:
         for call in (
@@ -197,6 +240,16 @@ def test_a_queue_that_is_deleted_comes_back_empty(sqs_url: str, caplog: pytest.L
         assert payloads(collect(consumer, 1)) == ["b"]
 
 
+def test_a_queue_that_is_made_again_has_its_options(sqs_url: str) -> None:
+    with opened(sqs_url) as transport:
+        transport.declare([QueueSpec(name="q", options={"visibility_timeout": 40})])
+        transport.declare([QueueSpec(name="q")])  # as those do who know the name alone
+        raw(sqs_url).delete_queue(QueueUrl=url_of(transport))
+        assert not transport.send(messages("b"))
+        found = raw(sqs_url).get_queue_attributes(QueueUrl=url_of(transport), AttributeNames=["All"])
+        assert found["Attributes"]["VisibilityTimeout"] == "40"
+
+
 def test_a_queue_that_is_deleted_and_may_not_be_made_is_an_error(sqs_url: str) -> None:
     with opened(sqs_url) as maker:
         maker.declare([QueueSpec(name="q")])
@@ -208,6 +261,34 @@ def test_a_queue_that_is_deleted_and_may_not_be_made_is_an_error(sqs_url: str) -
                 consumer.fetch(1, 0.3)
             with pytest.raises(QueueMissing):
                 transport.send(messages("a"))
+
+
+# -------------------------------------------------------------------------------------------------------- long delays
+
+
+def test_a_delay_beyond_the_servers_goes_in_legs(sqs_url: str, meddler: Meddler) -> None:
+    """Each leg is as long as SQS allows; here they end at once, and a worker sends the message on."""
+    legs: list[int] = []
+
+    def rule(operation: str, body: dict[str, Any], ask: Callable[[], Answer]) -> Answer:
+        if operation == "SendMessageBatch":
+            legs.extend(entry.pop("DelaySeconds", 0) for entry in body["Entries"])
+        return ask()
+
+    meddler.rule = rule
+    app = TaskQ("legs", broker=through(sqs_url, meddler.port), isolated=True, ignore_result=True)
+    ran: list[int] = []
+
+    @app.task(name="note")
+    def note(x: int) -> None:
+        ran.append(x)
+
+    note.apply_async((1,), countdown=2000)
+    with Worker(app, pool="solo", queues=["default"]):
+        eventually(lambda: len(legs) >= 3)
+    app.close()
+    assert set(legs) == {900}
+    assert not ran
 
 
 # ------------------------------------------------------------------------------------------------------------ payloads
@@ -245,8 +326,6 @@ def test_foreign_messages_go_to_the_dead_letters(sqs_url: str) -> None:
     client = raw(sqs_url)
     for body in ('{"job": "not ours"}', "hello world", "bm90IG91cnM="):
         client.send_message(QueueUrl=url_of(transport, "default"), MessageBody=body)
-    from taskq.worker import Worker
-
     with Worker(app, pool="solo", queues=["default"]):
         deadline = time.monotonic() + PATIENCE
         while not ran or (transport.stats(["default.dead"]).get("default.dead") or _NONE).ready != 3:

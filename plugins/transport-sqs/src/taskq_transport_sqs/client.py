@@ -6,8 +6,10 @@ read timeout. Both are safe on any thread and keep a pool of connections.
 
 from __future__ import annotations
 
+import contextlib
 import random
 import re
+import socket
 import threading
 import time
 from collections.abc import Callable
@@ -53,6 +55,9 @@ _BUSY = frozenset({
     "SlowDown", "Throttling", "ThrottledException", "ThrottlingException", "TooManyRequestsException",
     "KmsThrottled", "KMS.ThrottlingException", "AWS.SimpleQueueService.QueueDeletedRecently", "QueueDeletedRecently",
 })  # fmt: skip
+_NOT_OFFERED = frozenset({501, 505})
+"""Statuses of a server that will never do this, among those of one that failed to do it now."""
+_NO_SQS = "it is not SQS that answers there; check host, port and endpoint, and what proxies there are in between"
 # Raised before anything was written to the server.
 _UNSENT = (boto_errors.EndpointConnectionError, boto_errors.ConnectTimeoutError, boto_errors.ProxyConnectionError)
 _NO_CREDENTIALS = (
@@ -64,8 +69,19 @@ _sharing: Final = threading.Lock()
 _shared_loader: list[botocore.loaders.Loader] = []
 
 
+def refused(why: str) -> TransportError:
+    """Return an error that trying again would not help."""
+    error = TransportError(why)
+    error.retryable = False
+    return error
+
+
 class Ambiguous(ConnectionLost):
     """The connection broke, or the server failed, after a request had been written: it may have taken effect."""
+
+
+class NoSqs(Ambiguous):
+    """Something else answered."""
 
 
 class Target:
@@ -144,6 +160,7 @@ class Client:
                 aws_secret_access_key=target.secret,
                 region_name=target.region,
             )
+            self._session = session
             self._quick = self._make(session, 0)
             self._polls = self._make(session, options.poll_wait)
         except boto_errors.NoRegionError:
@@ -205,6 +222,13 @@ class Client:
         """
         return self._repeat(getattr(self._quick, operation), operation, _TRIES, parameters)
 
+    def url(self, operation: str, **parameters: Any) -> str:
+        """As ``call``, for the URL of a queue."""
+        found = self.call(operation, **parameters).get("QueueUrl")
+        if not isinstance(found, str):
+            raise refused(f"{self.target.name} answered {operation} without a queue's URL: {_NO_SQS}")
+        return found
+
     def call_once(self, operation: str, **parameters: Any) -> Any:
         """As ``call``, for who must know of each try."""
         return self._repeat(getattr(self._quick, operation), operation, 1, parameters)
@@ -220,7 +244,11 @@ class Client:
         while True:
             tries -= 1
             try:
-                return method(**parameters)
+                answer = method(**parameters)
+                kind = str(answer["ResponseMetadata"].get("HTTPHeaders", {}).get("content-type", ""))
+                if not kind.startswith("text/") or "xml" in kind:
+                    return answer
+                problem: TransportError = NoSqs(f"{self.target.name} answered {operation} with {kind}: {_NO_SQS}")
             except (boto_errors.BotoCoreError, boto_errors.ClientError) as error:
                 problem = self._translate(error, operation, parameters)
                 problem.__cause__ = error
@@ -249,6 +277,23 @@ class Client:
             return Ambiguous(f"{name}: the connection broke, or no answer came in time, during {operation}: {error}")
         return Ambiguous(f"{name}: {operation} failed: {error}")
 
+    def explain(self, error: ConnectionFailed) -> TransportError:
+        """Tell a region that does not exist, for which waiting is in vain, from a server that is away."""
+        if self.target.endpoint is not None or self.region in self._regions():
+            return error
+        host = self._quick.meta.endpoint_url.rpartition("//")[2].partition("/")[0]
+        with contextlib.suppress(OSError):
+            socket.getaddrinfo(host, 443)
+            return error
+        return refused(
+            f"{self.target.name}: there is no such region, as far as boto and the name service know ({host} has no "
+            "address); correct it in the URL or in option region"
+        )
+
+    def _regions(self) -> set[str]:
+        session = self._session
+        return {r for p in session.get_available_partitions() for r in session.get_available_regions("sqs", p)}
+
     def _answer(self, error: boto_errors.ClientError, operation: str, parameters: dict[str, Any]) -> TransportError:
         details = error.response.get("Error", {})
         code, text = str(details.get("Code", "")), str(details.get("Message", ""))
@@ -261,8 +306,6 @@ class Client:
             return TransportError(what)
         if code in _REFUSED or status in (401, 403):
             return AuthenticationFailed(f"{what}; check the credentials, and their rights on the queue")
-        if status >= 500 or not status:
+        if (status >= 500 and status not in _NOT_OFFERED) or not status:
             return Ambiguous(what)
-        refused = TransportError(what)
-        refused.retryable = False
-        return refused
+        return refused(f"{what}: {_NO_SQS}" if code.isdigit() else what)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from taskq.errors import NotSupported, QueueMissing
+from taskq.errors import AuthenticationFailed, NotSupported, QueueMissing, TransportError
 from taskq.message import QueueFacts, QueueSpec
 from taskq.spi import Capabilities, DeclareMode
 from taskq_transport_sqs import names
@@ -52,6 +53,8 @@ class Queues:
         self._queues: dict[str, Queue] = {}
         self._not_ours: set[str] = set()
         """Queues that were declared with a mode which does not make them."""
+        self._declared: dict[str, QueueSpec] = {}
+        """What is known of queues that may have to be found, or made again, later."""
         self._finding = threading.RLock()
 
     def find(self, queue: str, *, create: bool | None = None, ordered: bool = False) -> Queue:
@@ -59,22 +62,32 @@ class Queues:
 
         Raises:
             QueueMissing: it is not there, and is not to be made.
-            NotSupported: its name cannot be one there.
+            NotSupported: its name cannot be one there, or it is not ordered as declared.
         """
         found = self._queues.get(queue)
         if found is not None:
             return found
+        spec = self._declared.get(queue) or QueueSpec(name=queue)
+        ordered = ordered or spec.ordered
         with self._finding:
-            found = self._queues.get(queue) or self._look(queue)
+            found = self._queues.get(queue) or self._look(queue, ordered=ordered)
             if found is None:
                 if not (self._may_make(queue) if create is None else create):
                     raise QueueMissing(
                         f"{self._target.name} has no queue {queue!r} ({self._on_server(queue)}); create it there, or "
                         "let taskq do it (create_queues = true, declare = 'create')"
                     )
-                found = self._make(queue, self._wants_fifo(queue, ordered=ordered), {})
-            self._queues[queue] = found
-            return found
+                found = self._make(queue, self._wants_fifo(queue, ordered=ordered), spec.options)
+            return self._keep(found, ordered=ordered)
+
+    def _keep(self, found: Queue, *, ordered: bool) -> Queue:
+        if ordered and not found.fifo:
+            raise NotSupported(
+                f"queue {found.name!r} is declared ordered, but there is a standard queue of this name, which SQS "
+                "cannot change; delete it, or give the ordered queue another name"
+            )
+        self._queues[found.name] = found
+        return found
 
     def _may_make(self, queue: str) -> bool:
         return self._options.create_queues and queue not in self._not_ours
@@ -96,6 +109,9 @@ class Queues:
         base = queue.removesuffix(DEAD)
         if base == queue:
             return False
+        declared = self._declared.get(base)
+        if declared is not None and declared.ordered:
+            return True
         known = self._queues.get(base) or self._look(base)
         return known is not None and known.fifo
 
@@ -104,38 +120,61 @@ class Queues:
         plain = names.server_name(self._options.queue_prefix, queue, fifo=fifo)
         return plain if fifo else f"{plain} or {plain}{names.FIFO}"
 
-    def _look(self, queue: str) -> Queue | None:
-        """Ask the server for a queue, standard first."""
-        owner = {"QueueOwnerAWSAccountId": self._target.account} if self._target.account else {}
-        for fifo in (True,) if self._all_fifo or names.is_fifo(queue) else (False, True):
-            name = names.server_name(self._options.queue_prefix, queue, fifo=fifo)
+    def _look(self, queue: str, *, ordered: bool = False) -> Queue | None:
+        """Ask the server for a queue of the kind that is wanted, then of the other, on which there may be no rights."""
+        kinds = (True,) if self._all_fifo or names.is_fifo(queue) else (ordered, not ordered)
+        denied: AuthenticationFailed | None = None
+        for fifo in kinds:
             try:
-                url = self._client().call("get_queue_url", QueueName=name, **owner)["QueueUrl"]
+                return Queue(queue, self._url(queue, fifo, self._target.account), fifo=fifo)
             except QueueMissing:
                 continue
-            return Queue(queue, url, fifo=fifo)
+            except AuthenticationFailed as error:
+                if not Client.is_known(error):
+                    raise
+                if fifo is kinds[0]:
+                    denied = error
+        if denied is not None:
+            raise denied
         return None
+
+    def _url(self, queue: str, fifo: bool, account: str) -> str:
+        owner = {"QueueOwnerAWSAccountId": account} if account else {}
+        name = names.server_name(self._options.queue_prefix, queue, fifo=fifo)
+        return self._client().url("get_queue_url", QueueName=name, **owner)
 
     def _make(self, queue: str, fifo: bool, wanted: Mapping[str, Any]) -> Queue:
         """Make a queue. Its attributes: the longest retention, and what options say."""
         attributes = self._attributes(queue, fifo, wanted)
+        with contextlib.suppress(QueueMissing):
+            if self._target.account:  # one of the same name elsewhere must be neither used nor deleted
+                self._check_account(queue, self._url(queue, fifo, ""))
         name = names.server_name(self._options.queue_prefix, queue, fifo=fifo)
-        url = self._client().call("create_queue", QueueName=name, Attributes=attributes)["QueueUrl"]
+        url = self._client().url("create_queue", QueueName=name, Attributes=attributes)
+        try:
+            self._check_account(queue, url)
+        except NotSupported:
+            with contextlib.suppress(TransportError):
+                self._client().call("delete_queue", QueueUrl=url)
+            raise
         return Queue(queue, url, fifo=fifo)
 
+    def _check_account(self, queue: str, url: str) -> None:
+        """Refuse a queue of another account than was named: SQS makes queues in that of the credentials."""
+        account = url.rpartition("/")[0].rpartition("/")[2]
+        if self._target.account and account.isdigit() and account != self._target.account:
+            raise NotSupported(
+                f"queue {queue!r} is missing in account {self._target.account}, and can only be made in that of the "
+                f"credentials, {account}: let the owner make it, or correct the account"
+            )
+
     def _attributes(self, queue: str, fifo: bool, wanted: Mapping[str, Any]) -> dict[str, str]:
-        attributes = {"MessageRetentionPeriod": str(wanted.get("retention", self._options.retention))}
-        if "visibility_timeout" in wanted:
-            attributes["VisibilityTimeout"] = str(wanted["visibility_timeout"])
-        if "kms_key" in wanted:
-            attributes["KmsMasterKeyId"] = str(wanted["kms_key"])
+        attributes = {"MessageRetentionPeriod": str(self._options.retention), **_own_attributes(wanted)}
         if fifo:
             attributes["FifoQueue"] = "true"
-            if wanted.get("high_throughput"):
-                attributes |= {"DeduplicationScope": "messageGroup", "FifoThroughputLimit": "perMessageGroupId"}
         receives = int(wanted.get("max_receives", self._options.max_receives))
         if receives and not queue.endswith(DEAD):
-            dead = self._queues.get(queue + DEAD) or self._look(queue + DEAD)
+            dead = self._queues.get(queue + DEAD) or self._look(queue + DEAD, ordered=fifo)
             if dead is None:
                 dead = self._queues[queue + DEAD] = self._make(queue + DEAD, fifo, {})
             if dead.fifo is not fifo:
@@ -154,7 +193,11 @@ class Queues:
         for spec in queues:
             _check_options(spec)
             ordered = self._all_fifo or spec.ordered or names.is_fifo(spec.name)
+            if not ordered and spec.options.get("high_throughput"):
+                raise NotSupported(f"queue {spec.name!r}: option high_throughput is for ordered queues")
             names.server_name(self._options.queue_prefix, spec.name, fifo=ordered)
+            if spec.ordered or spec.options or spec.name not in self._declared:
+                self._declared[spec.name] = spec
             if mode == "create":
                 self._not_ours.discard(spec.name)
             else:
@@ -165,7 +208,7 @@ class Queues:
             with self._finding:
                 if mode == "verify":
                     self._queues.pop(spec.name, None)
-                found = self._queues.get(spec.name) or self._look(spec.name)
+                found = self._queues.get(spec.name) or self._look(spec.name, ordered=spec.ordered)
                 created = found is None
                 if found is None:
                     if mode == "verify" or not self._options.create_queues:
@@ -176,12 +219,7 @@ class Queues:
                     found = self._make(spec.name, self._wants_fifo(spec.name, ordered=spec.ordered), spec.options)
                 elif spec.options:
                     self._compare(client, found, spec)
-                if spec.ordered and not found.fifo:
-                    raise NotSupported(
-                        f"queue {spec.name!r} is declared ordered, but there is a standard queue of this name, which "
-                        "SQS cannot change; delete it, or give the ordered queue another name"
-                    )
-                self._queues[spec.name] = found
+                self._keep(found, ordered=spec.ordered)
             facts[spec.name] = self._facts(fifo=found.fifo, created=created)
         return facts
 
@@ -190,23 +228,33 @@ class Queues:
 
     def _compare(self, client: Client, found: Queue, spec: QueueSpec) -> None:
         """Refuse options that a queue which exists does not have: it may be somebody else's to change."""
-        wanted = self._attributes(spec.name, found.fifo, spec.options)
         answer = client.call("get_queue_attributes", QueueUrl=found.url, AttributeNames=["All"])
         has = answer.get("Attributes", {})
-        for option in spec.options:
+        policy = json.loads(has.get("RedrivePolicy") or "{}")
+        for option, value in spec.options.items():
             have: str | None
             want: str | None
             if option == "max_receives":
-                policy = json.loads(has.get("RedrivePolicy") or "{}")
-                have, want = str(policy.get("maxReceiveCount", "none")), str(spec.options[option])
+                have, want = str(policy.get("maxReceiveCount", "none")), str(value)
             else:
                 name = _SERVER_NAMES[option]
-                have, want = has.get(name), wanted.get(name)
+                have, want = has.get(name), _own_attributes({option: value}).get(name)
+            if have is None and self._target.is_amazon:
+                have = "none"  # emulators leave out what they do not know
             if have is not None and want is not None and have != want:
                 raise NotSupported(
                     f"queue {spec.name!r} exists with {option} {have}, not {want}; change it on the server, or correct "
                     "the option"
                 )
+
+
+def _own_attributes(options: Mapping[str, Any]) -> dict[str, str]:
+    """Return what a queue's own options are on the server, besides those that need another queue."""
+    plain = ("retention", "visibility_timeout", "kms_key")
+    attributes = {_SERVER_NAMES[name]: str(options[name]) for name in plain if name in options}
+    if options.get("high_throughput"):
+        attributes |= {"DeduplicationScope": "messageGroup", "FifoThroughputLimit": "perMessageGroupId"}
+    return attributes
 
 
 def _check_options(spec: QueueSpec) -> None:

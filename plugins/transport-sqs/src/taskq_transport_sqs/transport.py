@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from taskq.errors import AuthenticationFailed, ConnectionFailed, QueueMissing, TransportClosed
 from taskq.message import Outbound, QueueFacts, QueueSpec, QueueStats, SendFailure
 from taskq.spi import Capabilities, DeclareMode, Durability, TransportConfig
-from taskq_transport_sqs.client import Ambiguous, Client, Target
+from taskq_transport_sqs.client import Ambiguous, Client, NoSqs, Target, refused
 from taskq_transport_sqs.consumer import SqsConsumer
 from taskq_transport_sqs.hands import Hands
 from taskq_transport_sqs.options import SqsOptions, for_queue
@@ -81,9 +81,15 @@ class SqsTransport:
             if not client.is_known(error):
                 client.close()
                 raise
+        except NoSqs as error:
+            client.close()
+            raise refused(str(error)) from error
         except Ambiguous as error:
             client.close()
             raise ConnectionFailed(str(error)) from error
+        except ConnectionFailed as error:
+            client.close()
+            raise client.explain(error) from error
         except BaseException:
             client.close()
             raise
