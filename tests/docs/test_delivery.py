@@ -156,7 +156,7 @@ def test_while_the_store_is_down_finished_tasks_wait_and_nothing_is_taken() -> N
         put, store.put = store.put, _unavailable
         with app.worker(pool="solo") as worker:
             first = task.delay(1)
-            _until(lambda: worker.settler.blocked)
+            _until(lambda: worker.lanes[0].settler.blocked)
             second = task.delay(2)
             time.sleep(0.3)
             assert runs == [1]
@@ -208,7 +208,7 @@ def test_the_dead_letter_queue_refuses_the_letter(app: TaskQ, monkeypatch: pytes
     """The message must stay where it is."""
     app.connect()
     with app.worker(pool="solo") as worker:
-        monkeypatch.setattr(worker.settler, "_committer", None)  # as with a store on another server
+        monkeypatch.setattr(worker.lanes[0].settler, "_committer", None)  # as with a store on another server
         send = app.transport.send
 
         def refuse(batch: Any) -> Any:
@@ -217,7 +217,7 @@ def test_the_dead_letter_queue_refuses_the_letter(app: TaskQ, monkeypatch: pytes
 
         monkeypatch.setattr(app.transport, "send", refuse)
         app.tasks["raises"].apply_async(max_retries=0)
-        _until(lambda: worker.settler.blocked)
+        _until(lambda: worker.lanes[0].settler.blocked)
         monkeypatch.setattr(app.transport, "send", send)
         _until(lambda: len(dead(app)) == 1)
 

@@ -22,7 +22,7 @@ import os, time
 from taskq import TaskQ
 
 HERE = os.path.dirname(os.path.abspath(__file__))
-app = TaskQ("faults", broker={broker!r}, result_store={store!r}, isolated=True)
+app = TaskQ("faults", broker={broker!r}, result_store={store!r}, isolated=True, **{settings!r})
 notes = os.open(os.path.join(HERE, "notes"), os.O_WRONLY | os.O_APPEND | os.O_CREAT)
 
 @app.task
@@ -50,10 +50,11 @@ class Site:
         self._apps: list[TaskQ] = []
         self.serve()
 
-    def serve(self, broker: str | None = None, store: str | None = None) -> None:
-        """Make the application use these URLs; the broker's own by default."""
+    def serve(self, broker: str | None = None, store: str | None = None, **settings: Any) -> None:
+        """Make the application use these URLs and settings; the broker's own URL by default."""
         self.url, self.store = broker or self.broker.url(), store
-        (self.folder / "tasks.py").write_text(TASKS.format(broker=self.url, store=store))
+        text = TASKS.format(broker=self.url, store=store, settings=settings)
+        (self.folder / "tasks.py").write_text(text)
 
     def app(self, url: str | None = None, **settings: Any) -> TaskQ:
         """The application of a client; closed after the test."""
@@ -61,9 +62,11 @@ class Site:
         self._apps.append(app)
         return app
 
-    def send(self, app: TaskQ, n: int, task: str = "short", first: int = 0) -> list[Any]:
+    def send(self, app: TaskQ, n: int, task: str = "short", first: int = 0, **options: Any) -> list[Any]:
         return list(
-            app.send_many([Signature(app=app, task=f"tasks.{task}", args=(i,)) for i in range(first, first + n)])
+            app.send_many(
+                [Signature(app=app, task=f"tasks.{task}", args=(i,), options=options) for i in range(first, first + n)]
+            )
         )
 
     def worker(self, *options: str) -> Worker:

@@ -70,10 +70,10 @@ def test_a_worker_at_work_is_live_and_ready(app: TaskQ) -> None:
         status, missing = ask(worker, "/nothing?x=1")
         assert status == 404
         assert "/ready" in missing["paths"]
-        worker.broker_down = True
+        worker.lanes[0].broker_down = True
         assert ask(worker, "/ready") == (503, {"ready": False, "reasons": ["the broker is not available"]})
         assert ask(worker, "/live")[0] == 200
-        worker.broker_down = False
+        worker.lanes[0].broker_down = False
         gate.set()
     assert worker not in plugin._servers
 

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from taskq._plugins.hints import SAME_SERVER_STORES
 from taskq.codec import Codec, CodecSettings
 from taskq.config import redact_url
-from taskq.envelope import DEAD_SUFFIX
 from taskq.message import QueueSpec
+from taskq.routing import DEAD_SUFFIX
 from taskq.spi.capabilities import Capabilities
 from taskq.spi.specs import ComponentConfig, StoreConfig, TransportConfig
 from taskq.spi.store import ResultStore
@@ -224,11 +224,10 @@ class Components:
     def use(
         self, broker: Callable[[str], Transport], store: ResultStore | None, *, store_label: str, reply_address: str
     ) -> None:
-        """Take other components than those that the settings describe: ``broker`` makes a transport by its name."""
+        """Take an open store, and what makes transports by their names, instead of what the settings describe."""
         with self._lock:
             self._linked, self._store, self._store_known = broker, store, True
             self.store_label, self._reply = store_label, reply_address
-        self.broker("")
 
     def declare(self, queues: Sequence[QueueSpec]) -> None:
         """Declare queues as the settings say, and remember where one can do other things than its broker.

@@ -12,10 +12,10 @@ from taskq import envelope
 from taskq.envelope import ANEW, EPOCH, EXPIRES, HISTORY, NOT_BEFORE, DeadInfo
 from taskq.errors import DecodeError, TransportError
 from taskq.message import ACK, RELEASE, Delivery, Outbound, QueueSpec, Settlement, Subscription
+from taskq.routing import DEAD_SUFFIX
 from taskq.spi.capabilities import LeaseScope
 from taskq.spi.transport import Consumer, SupportsPeek, Transport
 
-SUFFIX = envelope.DEAD_SUFFIX
 _BATCH = 500
 _EMPTY_WAIT = 0.5
 _HISTORY_KEPT = 10
@@ -46,7 +46,7 @@ class DeadLetters:
             found: list[DeadLetter] = []
             after: str | None = None
             while len(found) < limit:
-                page = self._transport.peek(queue + SUFFIX, limit=min(_BATCH, limit - len(found)), after=after)
+                page = self._transport.peek(queue + DEAD_SUFFIX, limit=min(_BATCH, limit - len(found)), after=after)
                 found.extend(_read(queue, p.payload) for p in page)
                 if not page:
                     break
@@ -108,7 +108,7 @@ class DeadLetters:
 
         Yields what was taken; with a ``limit`` (looking only), up to that many of all.
         """
-        name = queue + SUFFIX
+        name = queue + DEAD_SUFFIX
         self._transport.declare([QueueSpec(name=name)], mode="create")
         consumer = self._transport.consumer()
         kept: list[Delivery] = []

@@ -45,9 +45,6 @@ STARTS: Final = "sc"  # int, starts without an outcome, on brokers whose own cou
 GUARD: Final = "gd"  # int, number of the copy that guards a run longer than the broker lets a message be held
 HISTORY: Final = "hi"  # list of [epoch, died at, reason], of earlier deaths
 
-DEAD_SUFFIX: Final = ".dead"
-"""A queue's dead letters are in the queue of its name with this after it, on the same broker."""
-
 ANEW: Final[Mapping[str, None]] = {PARKED: None, STARTS: None, GUARD: None}
 """The change that drops what was noted about the deliveries of one run, for a message that starts another."""
 

@@ -44,7 +44,6 @@ _OK, _ERROR = 0, 1
 class _Hello(msgspec.Struct):
     """What the child must know of the worker's connections."""
 
-    transport: Capabilities
     store: StoreCapabilities | None
     store_label: str
     reply_address: str
@@ -69,7 +68,7 @@ def connect(app: TaskQ, call: Call) -> None:
     app.components.facts.update(hello.queues)
 
     def broker(name: str) -> LinkTransport:
-        return LinkTransport(call, name, _ask(call, "broker", name, Capabilities) if name else hello.transport)
+        return LinkTransport(call, name, _ask(call, "broker", name, Capabilities))
 
     app.components.use(broker, store, store_label=hello.store_label, reply_address=hello.reply_address)
 
@@ -262,7 +261,7 @@ class LinkServer:
                         _reply_error(reply, error)
                     else:
                         sends.setdefault(broker, []).append((messages, reply))
-                elif operation == "wait":
+                elif operation in ("wait", "broker"):
                     self._on_thread((reply,), self._answer, operation, argument, reply)
                 else:
                     self._answer(operation, argument, reply)
@@ -327,7 +326,6 @@ class LinkServer:
                 capabilities = None if store is None else store.capabilities
                 can = store is not None and store.capabilities.coordination and hasattr(store, "apply")
                 return _Hello(
-                    app.transport.capabilities,
                     capabilities,
                     app.store_label,
                     app.reply_address(),

@@ -15,6 +15,9 @@ from msgspec import Struct
 
 from taskq.errors import ConfigError
 
+DEAD_SUFFIX = ".dead"
+"""A queue's dead letters are in the queue of its name with this after it, on the same broker."""
+
 
 class Route(Struct, frozen=True):
     """Where a task goes; None leaves a point to the next rule or the default."""

@@ -55,7 +55,7 @@ def test_the_time_that_started_tasks_have_waited_is_told(rig: Any) -> None:
         rig.eventually(lambda: recorder.samples)
         sample = recorder.samples[0]
         assert sample.wait_p95 is None or 0.25 <= sample.wait_p95 < 10
-        rig.eventually(lambda: worker.held)
+        rig.eventually(lambda: worker.lanes[0].held)
         worker.autoscale._at = 0.0
         waited = worker.autoscale._waited(0.0)
         assert waited is not None

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-import taskq.worker.engines as engines
+from taskq.worker import inline
 from taskq.worker.take import TakeEstimator
 
 MESSAGES = 1000
@@ -60,7 +60,7 @@ def drain(rig: Any, count: int, *, results: bool) -> Calls:
         worker.run(signals=False)
     finally:
         sys.setprofile(None)
-    assert worker.settler.ended == count + 1
+    assert worker.lanes[0].settler.ended == count + 1
     return calls
 
 
@@ -68,8 +68,8 @@ def drain(rig: Any, count: int, *, results: bool) -> Calls:
 def steady(monkeypatch: pytest.MonkeyPatch) -> None:
     """Batches of one size, whatever the machine's speed, settled on the thread whose calls are counted."""
     monkeypatch.setattr(TakeEstimator, "target", lambda self: BATCH)
-    monkeypatch.setattr(engines, "_SLICE", 3600.0)
-    monkeypatch.setattr(engines, "_FLOOD", sys.maxsize)
+    monkeypatch.setattr(inline, "SLICE", 3600.0)
+    monkeypatch.setattr(inline, "_FLOOD", sys.maxsize)
 
 
 def per_message(rig: Any, results: bool) -> Calls:

@@ -76,8 +76,8 @@ def test_the_guard_runs_what_died(rig: Any, gate: threading.Event) -> None:
     first = app.worker(pool="threads", concurrency=1, grace=0.1).start()
     result = long.delay()
     rig.eventually(lambda: carried(app, rig, runs))
-    first.carrier.renew = lambda: None  # as if killed: nothing is kept, nothing is handed back
-    first.carrier.forget = lambda job: False  # type: ignore[method-assign]
+    first.lanes[0].carrier.renew = lambda: None  # as if killed: nothing is kept, nothing is handed back
+    first.lanes[0].carrier.forget = lambda job: False  # type: ignore[method-assign]
     first.stop(interrupt=True)
     first.join(10)
     assert runs == [1]
@@ -134,7 +134,7 @@ def test_short_runs_know_nothing_of_it(rig: Any, pool: str, gate: threading.Even
     long = waiting(app, gate, runs)
     with rig.work(app, pool) as worker:
         assert long.delay().get(timeout=10) == 1
-        assert worker.carrier._carried == {}
+        assert worker.lanes[0].carrier._carried == {}
 
 
 def test_a_run_that_ends_in_the_grace_is_not_run_again_by_its_guard(rig: Any, pool: str, gate: threading.Event) -> None:
@@ -163,14 +163,14 @@ def test_a_run_that_ends_while_its_guard_is_sent(
         def slow(batch: Any) -> Any:
             if "guard" in batch[0].id and not gate.is_set():
                 gate.set()
-                rig.eventually(lambda: worker.settler.ended == 1)
+                rig.eventually(lambda: worker.lanes[0].settler.ended == 1)
             return send(batch)
 
         monkeypatch.setattr(app.transport, "send", slow)
         long.delay()
-        rig.eventually(lambda: worker.settler.ended == 1)
+        rig.eventually(lambda: worker.lanes[0].settler.ended == 1)
         rig.wait_empty(app)
-        assert worker.carrier._carried == {}
+        assert worker.lanes[0].carrier._carried == {}
     assert runs == [1]
 
 
@@ -181,8 +181,8 @@ def test_a_carried_run_that_its_pool_aborts_is_over(rig: Any, pool: str, gate: t
         result = long.delay()
         rig.eventually(lambda: carried(app, rig, runs))
         sink = worker.pool._sink
-        sink.aborted(list(worker.held), SoftTimeLimitExceeded("too late"))
-        assert worker.carrier._carried == {}
+        sink.aborted(list(worker.lanes[0].held), SoftTimeLimitExceeded("too late"))
+        assert worker.lanes[0].carrier._carried == {}
         gate.set()
         with pytest.raises(SoftTimeLimitExceeded):
             result.get(timeout=10)

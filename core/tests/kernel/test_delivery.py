@@ -82,13 +82,13 @@ def test_a_message_whose_lease_was_lost_is_not_started_at_most_once(
     app.task(name="once", delivery="at_most_once")(lambda: runs.append(1))
     app.task(name="usual")(lambda: 5)
     with rig.work(app, pool) as worker:
-        settle = worker.consumer.settle
+        settle = worker.lanes[0].consumer.settle
 
         def lost_once(settlements: Any) -> Any:
-            monkeypatch.setattr(worker.consumer, "settle", settle)
+            monkeypatch.setattr(worker.lanes[0].consumer, "settle", settle)
             return [*settle(settlements), *[Lost(s.receipt) for s in settlements]]
 
-        monkeypatch.setattr(worker.consumer, "settle", lost_once)
+        monkeypatch.setattr(worker.lanes[0].consumer, "settle", lost_once)
         app.tasks["once"].delay()
         assert app.tasks["usual"].delay().get(timeout=10) == 5
     assert runs == []
@@ -100,7 +100,7 @@ def test_an_acknowledgement_that_cannot_be_made_delays_the_start(
     app = rig.app()
     app.task(name="once", delivery="at_most_once")(lambda: runs.append(1))
     with rig.work(app, pool) as worker:
-        settle, failed = worker.consumer.settle, threading.Event()
+        settle, failed = worker.lanes[0].consumer.settle, threading.Event()
 
         def fails(settlements: Any) -> Any:
             if not failed.is_set():
@@ -108,7 +108,7 @@ def test_an_acknowledgement_that_cannot_be_made_delays_the_start(
                 raise ConnectionLost("reset")
             return settle(settlements)
 
-        monkeypatch.setattr(worker.consumer, "settle", fails)
+        monkeypatch.setattr(worker.lanes[0].consumer, "settle", fails)
         app.tasks["once"].delay()
         assert failed.wait(10)
         rig.eventually(lambda: runs)

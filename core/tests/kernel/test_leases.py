@@ -52,7 +52,7 @@ def lose(app: TaskQ, worker: Any) -> None:
     """Let the worker's lease end, as a stopped process or a cut network does."""
     server = app.transport.server  # type: ignore[attr-defined]
     with server.lock:
-        worker.consumer.deadline = 0.0
+        worker.lanes[0].consumer.deadline = 0.0
         server.queues.reap(server.clock.monotonic())
 
 
@@ -84,10 +84,10 @@ def test_a_message_that_comes_back_to_its_running_task_is_adopted(
         assert gate.began.wait(10)
         lose(app, worker)
         if pool == "solo":  # its thread is in the task: it fetches when that has ended
-            rig.eventually(lambda: worker.admission.orphans)
+            rig.eventually(lambda: worker.lanes[0].admission.orphans)
         else:
             rig.eventually(lambda: rig.counts(app) == (0, 1, 0))
-            rig.eventually(lambda: not worker.admission.orphans)
+            rig.eventually(lambda: not worker.lanes[0].admission.orphans)
         gate.go_on.set()
         assert result.get(timeout=10) == 0
         rig.wait_empty(app)
@@ -96,9 +96,9 @@ def test_a_message_that_comes_back_to_its_running_task_is_adopted(
 
 def orphan(rig: Any, app: Any, worker: Any) -> int:
     """Have the one running task lose its lease, without its message coming back yet; return its key."""
-    (job,) = worker.held.values()
-    worker.engine.lost([Lost(job.delivery.receipt, "the test's own")])
-    assert list(worker.admission.orphans.values()) == [job]
+    (job,) = worker.lanes[0].held.values()
+    worker.lanes[0].engine.lost([Lost(job.delivery.receipt, "the test's own")])
+    assert list(worker.lanes[0].admission.orphans.values()) == [job]
     return int(job.key)
 
 
@@ -108,12 +108,12 @@ def test_a_run_that_died_after_its_lease_is_not_waited_for(rig: Any, runs: list[
     result = gated(app, gate, runs).delay()
     with rig.work(app, "threads", concurrency=2) as worker:
         assert gate.began.wait(10)
-        receipt = next(iter(worker.held.values())).delivery.receipt
+        receipt = next(iter(worker.lanes[0].held.values())).delivery.receipt
         key = orphan(rig, app, worker)
-        worker.engine.crashed([key], [], "its process died")
-        assert not worker.admission.orphans
+        worker.lanes[0].engine.crashed([key], [], "its process died")
+        assert not worker.lanes[0].admission.orphans
         gate.go_on.set()
-        worker.consumer.settle([Settlement(receipt, RELEASE, 0.0, True)])
+        worker.lanes[0].consumer.settle([Settlement(receipt, RELEASE, 0.0, True)])
         assert result.get(timeout=10) == 0
         rig.wait_empty(app)
     assert len(runs) == 2
@@ -125,10 +125,10 @@ def test_a_run_that_was_ended_after_its_lease_keeps_that_outcome(rig: Any, runs:
     result = task.delay()
     with rig.work(app, "threads", concurrency=2) as worker:
         assert gate.began.wait(10)
-        receipt = next(iter(worker.held.values())).delivery.receipt
+        receipt = next(iter(worker.lanes[0].held.values())).delivery.receipt
         key = orphan(rig, app, worker)
-        worker.engine.aborted([key], TimeLimitExceeded("too long"))
-        worker.consumer.settle([Settlement(receipt, RELEASE, 0.0, True)])
+        worker.lanes[0].engine.aborted([key], TimeLimitExceeded("too long"))
+        worker.lanes[0].consumer.settle([Settlement(receipt, RELEASE, 0.0, True)])
         with pytest.raises(TimeLimitExceeded, match="too long"):
             result.get(timeout=10)
         gate.go_on.set()
@@ -157,14 +157,14 @@ def test_unstarted_copies_of_lost_messages_are_dropped(rig: Any, pool: str, runs
     with rig.work(app, pool, concurrency=1) as worker:
         rig.eventually(lambda: len(runs) == 199)
         rig.wait_empty(app)
-        worker.engine.unstarted = list  # the keeper may not hand them back first
+        worker.lanes[0].engine.unstarted = list  # the keeper may not hand them back first
         results = app.send_many([task.s(i) for i in (0, 201, 202, 203, 204)])
         assert gate.began.wait(10)
-        rig.eventually(lambda: len(worker.held) >= 2)
+        rig.eventually(lambda: len(worker.lanes[0].held) >= 2)
         lose(app, worker)
         if pool == "solo":  # threads take back at once what they lost
-            rig.eventually(lambda: not worker.held)
-        del worker.engine.unstarted
+            rig.eventually(lambda: not worker.lanes[0].held)
+        del worker.lanes[0].engine.unstarted
         other = rig.twin(app)
         gated(other, gate, runs)
         with rig.work(other, pool, concurrency=1):
@@ -226,7 +226,7 @@ def test_prefetch_is_the_most_that_is_held(rig: Any, pool: str, monkeypatch: pyt
     app = rig.app()
     app.task(name="noop")(lambda: None)
     with rig.work(app, pool, prefetch=3) as worker:
-        assert worker.consumer._credit <= 3
+        assert worker.lanes[0].consumer._credit <= 3
 
 
 def test_what_ended_before_a_slow_task_does_not_wait_for_it(
@@ -251,7 +251,7 @@ def test_what_ended_before_a_slow_task_does_not_wait_for_it(
 def test_runs_whose_message_never_comes_back_are_forgotten(
     rig: Any, pool: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("taskq.worker.engines._ORPHANS", 2)
+    monkeypatch.setattr("taskq.worker.engine._ORPHANS", 2)
     app = rig.app()
     app.task(name="noop")(lambda i: i)
     with rig.work(app, pool) as worker:
@@ -259,12 +259,12 @@ def test_runs_whose_message_never_comes_back_are_forgotten(
             Job(-i, b"", "noop", "default", 1, 0, Header(f"x{i}", "noop"), Delivery(b"", f"r{i}", "default"))
             for i in range(1, 6)
         ]
-        worker.held.update({job.key: job for job in jobs})
-        worker.engine.lost([Lost(f"r{i}") for i in range(1, 6)])
-        assert not worker.held
-        worker.engine.collect([Finished(job.key, Outcome(DONE, "SUCCESS"), 0.0) for job in jobs])
-        assert len(worker.admission.orphans) == 2
-        assert len(worker.finished_orphans) == 2
+        worker.lanes[0].held.update({job.key: job for job in jobs})
+        worker.lanes[0].engine.lost([Lost(f"r{i}") for i in range(1, 6)])
+        assert not worker.lanes[0].held
+        worker.lanes[0].engine.collect([Finished(job.key, Outcome(DONE, "SUCCESS"), 0.0) for job in jobs])
+        assert len(worker.lanes[0].admission.orphans) == 2
+        assert len(worker.lanes[0].finished_orphans) == 2
 
 
 def test_jobs_on_their_way_to_the_pool_are_not_handed_back_too(rig: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -276,8 +276,8 @@ def test_jobs_on_their_way_to_the_pool_are_not_handed_back_too(rig: Any, monkeyp
         submit, threads = worker.pool.submit, []
 
         def hand_back() -> None:
-            worker.engine.give_back(worker.engine.unstarted())
-            worker.engine.settle_soon()
+            worker.lanes[0].engine.give_back(worker.lanes[0].engine.unstarted())
+            worker.lanes[0].engine.settle_soon()
 
         def while_the_keeper_hands_back(jobs: Any) -> int:
             thread = threading.Thread(target=hand_back)
@@ -312,8 +312,9 @@ def test_autoscaling_does_not_hold_up_the_leases(rig: Any, monkeypatch: pytest.M
     monkeypatch.setattr(type(app), "component", lambda s, k, n: idle if k == "autoscaler" else component(s, k, n))
     with rig.work(app, "threads", concurrency=None, autoscale=(1, 2)) as worker:
         extended = []
-        extend = worker.consumer.extend
-        monkeypatch.setattr(worker.consumer, "extend", lambda receipts=None: (extended.append(1), extend(receipts))[1])
+        consumer = worker.lanes[0].consumer
+        extend = consumer.extend
+        monkeypatch.setattr(consumer, "extend", lambda receipts=None: (extended.append(1), extend(receipts))[1])
         monkeypatch.setattr(app.transport, "stats", slow)
         assert entered.wait(20)
         seen = len(extended)
@@ -333,11 +334,11 @@ def test_an_end_that_meets_its_adoption_is_settled(rig: Any, pool: str, app: Tas
         class Late(dict[int, Any]):
             def __setitem__(self, key: int, value: Any) -> None:
                 # what the intake does between the finisher's look at what is held and this
-                worker.held[key] = job
+                worker.lanes[0].held[key] = job
                 assert self.pop(key, None) is None
                 super().__setitem__(key, value)
 
-        worker.finished_orphans = Late()
-        worker.engine.collect([Finished(9999, Outcome(DONE, "SUCCESS"), 0.0)])
-        assert worker.held == {}
-        assert worker.finished_orphans == {}
+        worker.lanes[0].finished_orphans = Late()
+        worker.lanes[0].engine.collect([Finished(9999, Outcome(DONE, "SUCCESS"), 0.0)])
+        assert worker.lanes[0].held == {}
+        assert worker.lanes[0].finished_orphans == {}

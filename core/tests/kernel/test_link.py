@@ -141,6 +141,46 @@ def test_an_answer_that_cannot_be_encoded_is_an_error_and_the_next_is_answered(
     assert child.store.get(["1"]) == [None]
 
 
+def test_a_child_reaches_each_broker_of_its_worker(parent: TaskQ) -> None:
+    """By name, over the worker's own connections; one that is away keeps no other."""
+    two = {"brokers": {"far": "memory://link-far"}, "queues": {"far": {"broker": "far"}}, "publish_retries": 0}
+    with (
+        TaskQ("worker", broker="memory://link-near", isolated=True, **two) as worker,
+        TaskQ("child", broker="memory://link-child", isolated=True, **two) as child,
+    ):
+        server = link.LinkServer(worker)
+
+        def call(data: bytes) -> bytes:
+            answer: Future[bytes] = Future()
+            server.request(data, answer.set_result)
+            return answer.result(10)
+
+        link.connect(child, call)
+        child.send_task("a", queue="far")
+        child.send_task("a")
+        child.send_task("a", queue="far")
+        assert worker.components.broker("far").stats(["far"])["far"].ready == 2  # type: ignore[attr-defined]
+        assert worker.transport.stats(["default"])["default"].ready == 1  # type: ignore[attr-defined]
+
+        entered, gate = threading.Event(), threading.Event()
+
+        def hangs(batch: list[Outbound]) -> list[SendFailure]:
+            entered.set()
+            gate.wait(10)
+            raise TransportError("the test took it away")
+
+        with pytest.MonkeyPatch.context() as patch, ThreadPoolExecutor(1) as threads:
+            patch.setattr(worker.components.broker("far"), "send", hangs)
+            stuck = threads.submit(child.send_task, "a", queue="far")
+            assert entered.wait(10)
+            child.send_task("a")
+            gate.set()
+            with pytest.raises(TransportError, match="the test took it away"):
+                stuck.result(10)
+        assert worker.transport.stats(["default"])["default"].ready == 2  # type: ignore[attr-defined]
+        server.close()
+
+
 def test_a_closed_link_refuses_instead_of_leaving_a_child_waiting(parent: TaskQ) -> None:
     server = link.LinkServer(parent)
     answers: list[bytes] = []

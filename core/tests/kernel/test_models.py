@@ -120,7 +120,7 @@ def test_plain_data_is_accepted_and_checked_at_the_worker(rig: Any, app: TaskQ, 
                 result.get(timeout=10)
         with pytest.raises(LookupError, match="no such order"):
             app.send_task("ship", ({"id": 404}, {"x": 1})).get(timeout=10)
-        assert worker.settler.retried == 0
+        assert worker.lanes[0].settler.retried == 0
     assert len(runs) == 1
 
 

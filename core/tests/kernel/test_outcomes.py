@@ -251,7 +251,7 @@ def test_wrong_arguments_at_the_worker_fail_without_a_retry(rig: Any, outcome_ap
         with pytest.raises(TaskArgumentsError, match="do not fit task eager_to_retry"):
             result.get(timeout=10)
         still_alive(outcome_app)
-        assert worker.settler.retried == 0
+        assert worker.lanes[0].settler.retried == 0
     assert result.state == "FAILURE"
     assert len(rig.dead(outcome_app)) == 1
 
@@ -288,7 +288,7 @@ def test_what_nobody_keeps_is_not_encoded(rig: Any, outcome_app: TaskQ) -> None:
         for name in ("unserializable", "large"):
             outcome_app.tasks[name].apply_async(ignore_result=True)
         rig.wait_empty(outcome_app)
-        assert (worker.settler.ended, worker.settler.failed) == (2, 0)
+        assert (worker.lanes[0].settler.ended, worker.lanes[0].settler.failed) == (2, 0)
 
 
 @pytest.mark.parametrize("backend", ["memory"])
@@ -331,7 +331,7 @@ def test_reject_goes_to_the_dead_letters_whatever_the_retries(rig: Any, outcome_
         with pytest.raises(Reject, match="not this one"):
             result.get(timeout=10)
         still_alive(outcome_app)
-        assert worker.settler.retried == 0
+        assert worker.lanes[0].settler.retried == 0
     assert result.state == "DEAD"
     ((info, _),) = rig.dead(outcome_app)
     assert info.reason == "rejected by the task: not this one"

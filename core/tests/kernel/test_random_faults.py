@@ -61,7 +61,7 @@ def declare(app: TaskQ, ran: Counter[str]) -> None:
 
 @pytest.fixture
 def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    for part in ("engines", "settler"):
+    for part in ("engine", "settler"):
         monkeypatch.setattr(f"taskq.worker.{part}._FIRST_PAUSE", 0.005)
         monkeypatch.setattr(f"taskq.worker.{part}._LONGEST_PAUSE", 0.02)
 
@@ -93,11 +93,11 @@ def one_round(rig: Any, backend: str, pool: str, seed: int) -> None:
             faults.spoil(each.transport, "send", 0.3, patch, after=False)
         for each in (app, other):
             worker = stack.enter_context(rig.work(each, pool, prefetch=4))
-            faults.spoil(worker.consumer, "fetch", 0.2, patch, after=False)
-            faults.spoil(worker.consumer, "settle", 0.4, patch)
-            faults.spoil(worker.consumer, "extend", 0.4, patch)
-            if worker.fused:
-                committer = worker.settler._committer
+            faults.spoil(worker.lanes[0].consumer, "fetch", 0.2, patch, after=False)
+            faults.spoil(worker.lanes[0].consumer, "settle", 0.4, patch)
+            faults.spoil(worker.lanes[0].consumer, "extend", 0.4, patch)
+            if worker.lanes[0].fused:
+                committer = worker.lanes[0].settler._committer
                 faults.spoil(committer, "commit", 0.4, patch)
         calls = [app.tasks["work"].s(i, rounds.choice([0, 0, 0, 1, 2])) for i in range(200)]
         results = [r for i in range(0, 200, 20) for r in app.send_many(calls[i : i + 20])]
@@ -126,7 +126,7 @@ def test_leases_that_are_lost_at_random(rig: Any, pool: str, fault_seed: int) ->
         server = app.transport.server  # type: ignore[attr-defined]
         while not stop.wait(chance.random() * 0.01):
             with server.lock:
-                worker.consumer.deadline = 0.0
+                worker.lanes[0].consumer.deadline = 0.0
                 server.queues.reap(server.clock.monotonic())
 
     with rig.work(app, pool) as worker:
@@ -140,12 +140,12 @@ def test_leases_that_are_lost_at_random(rig: Any, pool: str, fault_seed: int) ->
             stealing.join()
         rig.wait_empty(app)
     assert rig.dead(app) == []
-    assert not worker.held
+    assert not worker.lanes[0].held
 
 
 def test_unknown_losses_are_harmless(rig: Any, pool: str) -> None:
     app = rig.app()
     app.task(name="work")(lambda: 1)
     with rig.work(app, pool) as worker:
-        worker.engine.lost([Lost("never heard of"), Lost(17)])
+        worker.lanes[0].engine.lost([Lost("never heard of"), Lost(17)])
         assert app.tasks["work"].delay().get(timeout=10) == 1

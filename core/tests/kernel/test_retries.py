@@ -52,7 +52,7 @@ def test_retries_until_it_works(rig: Any, backend: str, pool: str, runs: list[An
         result = third_time.delay(1, y=2)
         assert result.get(timeout=10) == 3
         rig.wait_empty(app)
-        assert worker.settler.retried == 2
+        assert worker.lanes[0].settler.retried == 2
     assert runs == [(0, 1, result.id), (1, 1, result.id), (2, 1, result.id)]  # each attempt is a message of its own
     assert rig.dead(app) == []
 

@@ -145,7 +145,7 @@ def test_a_worker_serves_every_queue_that_the_application_names(rig: Any) -> Non
     app.task(name="a")(lambda: "a")
     app.task(name="b", queue="qb")(lambda: "b")
     with rig.work(app) as worker:
-        assert sorted(q.queue for q in worker.queues) == ["configured", "default", "qa", "qb"]
+        assert sorted(q.queue for lane in worker.lanes for q in lane.queues) == ["configured", "default", "qa", "qb"]
         assert [app.tasks[n].delay().get(timeout=10) for n in "ab"] == ["a", "b"]
         assert app.tasks["a"].apply_async(queue="configured").get(timeout=10) == "a"
 

@@ -56,9 +56,9 @@ def test_while_the_store_is_down_outcomes_are_kept(
         store.down = True
         first = [work.delay(i) for i in range(3)]
         assert store.refused.wait(10)
-        rig.eventually(lambda: worker.settler.blocked)
+        rig.eventually(lambda: worker.lanes[0].settler.blocked)
         # intake stops: what is sent now waits at the broker, whatever was taken before
-        rig.eventually(lambda: len(worker.held) == 0 or len(runs) == 3)
+        rig.eventually(lambda: len(worker.lanes[0].held) == 0 or len(runs) == 3)
         ran = len(runs)
         second = [work.delay(i) for i in range(10, 15)]
         threading.Event().wait(2.4)  # more than two leases: the messages must stay ours
@@ -67,7 +67,7 @@ def test_while_the_store_is_down_outcomes_are_kept(
         store.down = False
         assert [r.get(timeout=10) for r in first + second] == [0, 1, 2, 10, 11, 12, 13, 14]
         rig.wait_empty(app)
-        assert not worker.settler.blocked
+        assert not worker.lanes[0].settler.blocked
     assert sorted(runs) == [0, 1, 2, 10, 11, 12, 13, 14]  # nothing was run again
 
 
@@ -94,8 +94,9 @@ def test_a_store_that_answers_late_does_not_cost_the_leases(
     monkeypatch.setattr(app.store, "put", slow_put)
     with rig.work(app, pool) as worker:
         extended = []
-        extend = worker.consumer.extend
-        monkeypatch.setattr(worker.consumer, "extend", lambda receipts=None: (extended.append(1), extend(receipts))[1])
+        consumer = worker.lanes[0].consumer
+        extend = consumer.extend
+        monkeypatch.setattr(consumer, "extend", lambda receipts=None: (extended.append(1), extend(receipts))[1])
         result = work.delay()
         assert entered.wait(10)
         seen = len(extended)
@@ -124,9 +125,11 @@ def test_leases_of_finished_messages_are_renewed_one_by_one_too(
     store.down = True
     with rig.work(app, pool) as worker:
         extended: list[Any] = []
-        extend = worker.consumer.extend
+        extend = worker.lanes[0].consumer.extend
         monkeypatch.setattr(
-            worker.consumer, "extend", lambda receipts=None: (extended.append(list(receipts)), extend(receipts))[1]
+            worker.lanes[0].consumer,
+            "extend",
+            lambda receipts=None: (extended.append(list(receipts)), extend(receipts))[1],
         )
         result = work.delay()
         assert store.refused.wait(10)
@@ -172,9 +175,9 @@ def test_the_broker_may_be_away_for_a_while(
 
     with rig.work(app, pool) as worker:
         assert work.delay(0).get(timeout=10) == 0
-        down = Down(worker.consumer, "fetch", lambda: ConnectionLost("reset by peer"), monkeypatch)
+        down = Down(worker.lanes[0].consumer, "fetch", lambda: ConnectionLost("reset by peer"), monkeypatch)
         down.down = True
-        worker.consumer.wake()
+        worker.lanes[0].consumer.wake()
         assert down.refused.wait(10)
         result = work.delay(1)
         down.down = False
@@ -205,7 +208,7 @@ def test_a_retry_survives_a_death_at_every_step(
 
     result = flaky.delay()
     with rig.work(app, exit_code=1) as worker:
-        owner = {"put": app.store, "send": app.transport, "settle": worker.consumer}[step]
+        owner = {"put": app.store, "send": app.transport, "settle": worker.lanes[0].consumer}[step]
         step_dies = Down(owner, step, died_here, monkeypatch)
         if step == "settle":  # what the dead cannot acknowledge comes back to the queue all the same
             step_dies.hits = lambda batch: any(settlement.kind == ACK for settlement in batch)
@@ -372,7 +375,7 @@ def test_fused_and_acknowledged_at_start_settle_together(rig: Any, runs: list[An
         return i
 
     with rig.work(app, "threads", concurrency=4) as worker:
-        assert worker.fused
+        assert worker.lanes[0].fused
         results = [r for i in range(10) for r in (once.delay(), work.delay(i))]
         values = [r.get(timeout=10) for r in results]
     assert values == [v for i in range(10) for v in (1, i)]
@@ -393,7 +396,7 @@ def test_a_retry_is_fused_beside_what_was_acknowledged_at_its_start(rig: Any, mo
         return 2
 
     with rig.work(app, "threads", concurrency=2) as worker:
-        real = worker.settler.finish
+        real = worker.lanes[0].settler.finish
         waiting: list[Any] = []
 
         def together(jobs: Any, batch: Any) -> None:
@@ -403,7 +406,7 @@ def test_a_retry_is_fused_beside_what_was_acknowledged_at_its_start(rig: Any, mo
             if len(waiting) == 2:
                 real(jobs, batch)
 
-        monkeypatch.setattr(worker.settler, "finish", together)
+        monkeypatch.setattr(worker.lanes[0].settler, "finish", together)
         put, send = app.store.put, app.transport.send
         monkeypatch.setattr(app.store, "put", lambda records: (stored.extend(records), put(records))[1])
         first, second = work.delay(), once.delay()
@@ -418,7 +421,7 @@ def test_an_unexpected_error_beside_the_next_slice_ends_the_worker(
     rig: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """A large batch is settled on a thread of its own; that this one dies must not leave the worker waiting for it."""
-    monkeypatch.setattr("taskq.worker.engines._FLOOD", 2)
+    monkeypatch.setattr("taskq.worker.inline._FLOOD", 2)
     app = rig.app("split")
 
     @app.task
@@ -426,14 +429,14 @@ def test_an_unexpected_error_beside_the_next_slice_ends_the_worker(
         return i
 
     with rig.work(app, "solo", exit_code=1) as worker:
-        pump = worker.settler.pump
+        pump = worker.lanes[0].settler.pump
 
         def breaks() -> float:
             if threading.current_thread().name == "taskq-settler":
                 raise RuntimeError("out of the blue")
             return pump()
 
-        monkeypatch.setattr(worker.settler, "pump", breaks)
+        monkeypatch.setattr(worker.lanes[0].settler, "pump", breaks)
         app.send_many([work.s(i) for i in range(1000)])
         rig.eventually(lambda: not worker._thread.is_alive())
     assert "out of the blue" in caplog.text

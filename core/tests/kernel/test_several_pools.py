@@ -53,7 +53,7 @@ def test_each_task_runs_where_it_belongs(rig: Any, mixed: TaskQ) -> None:
 def test_one_full_pool_does_not_hold_up_the_other(
     rig: Any, backend: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("taskq.worker.engines._CROWDED", 0.2)
+    monkeypatch.setattr("taskq.worker.pooled._CROWDED", 0.2)
     app, gate = rig.app(backend), threading.Event()
 
     @app.task(name="stuck", pool="threads")

@@ -65,10 +65,10 @@ def _crash_in_workers(rig: Any, app: TaskQ, times: int) -> None:
         # what a worker does up to the start, then death: the start is on record, the delivery without an end
         worker = app.worker(pool="solo")
         worker._prepare()
-        (job,) = worker.engine.admit(worker.engine.fetch(1, 2.0)) or worker.engine.suspects
-        assert worker.admission.clear(job)
-        assert not worker.consumer.settle([Settlement(job.delivery.receipt, RELEASE, 0.0, True)])
-        worker.consumer.close()
+        (job,) = worker.lanes[0].engine.admit(worker.lanes[0].engine.fetch(1, 2.0)) or worker.lanes[0].engine.suspects
+        assert worker.lanes[0].admission.clear(job)
+        assert not worker.lanes[0].consumer.settle([Settlement(job.delivery.receipt, RELEASE, 0.0, True)])
+        worker.lanes[0].consumer.close()
 
 
 def test_a_process_that_dies_under_a_task_counts_as_a_start(
@@ -292,10 +292,10 @@ def test_what_was_lost_before_its_start_here_is_not_held_against_it(
     monkeypatch.setattr("taskq.worker.keeper._SLOW_TICKS", 10**9)
     with rig.work(app, pool, **options) as worker:
         app.send_many([app.tasks["block"].s(), count.s()])
-        job = rig.eventually(lambda: next((j for j in list(worker.held.values()) if j.task == "count"), None))
+        job = rig.eventually(lambda: next((j for j in list(worker.lanes[0].held.values()) if j.task == "count"), None))
         receipt = job.delivery.receipt
-        worker.consumer.settle([Settlement(receipt, RELEASE, 0.0, True)])
-        worker.engine.lost([Lost(receipt, "the test's own")])
+        worker.lanes[0].consumer.settle([Settlement(receipt, RELEASE, 0.0, True)])
+        worker.lanes[0].engine.lost([Lost(receipt, "the test's own")])
         gate.set()
         rig.wait_empty(app)
     assert len(runs) == 1

@@ -58,7 +58,7 @@ def test_readiness_goes_with_the_broker(rig: Any, pool: str, monkeypatch: pytest
                 raise ConnectionLost("the cable is out")
 
             patch.setattr(MemoryConsumer, "fetch", lost)
-            worker.consumer.wake()
+            worker.lanes[0].consumer.wake()
             health = rig.eventually(lambda: None if (h := worker.health()).ready else h)
             assert health.live
             assert health.reasons == ("the broker is not available",)

@@ -9,9 +9,9 @@ import click
 
 from taskq.app import TaskQ
 from taskq.cli.group import Context, shared_options
-from taskq.dead import SUFFIX
 from taskq.errors import NotSupported
 from taskq.message import QueueStats
+from taskq.routing import DEAD_SUFFIX
 from taskq.spi.store import SupportsStoreMaintenance
 from taskq.spi.transport import SupportsMaintenance, SupportsPurge, SupportsStats
 
@@ -39,10 +39,10 @@ def queues(context: Context, names: str | None, as_json: bool) -> None:
         transport = components.broker(broker)
         if not isinstance(transport, SupportsStats):
             raise NotSupported(f"{components.label(broker)} cannot count messages")
-        counts |= transport.stats([*own_queues, *(name + SUFFIX for name in own_queues)])
+        counts |= transport.stats([*own_queues, *(name + DEAD_SUFFIX for name in own_queues)])
     rows = []
     for name in wanted:
-        own, dead = counts.get(name), counts.get(name + SUFFIX)
+        own, dead = counts.get(name), counts.get(name + DEAD_SUFFIX)
         rows.append({
             "queue": name, "ready": own.ready if own else 0, "in_flight": own.in_flight if own else 0,
             "delayed": own.delayed if own else 0, "oldest_s": own.oldest_age if own else None,

@@ -115,7 +115,7 @@ def run_until_idle(
         watcher.join()
     if watch.error is not None:
         raise watch.error
-    return worker.settler.ended
+    return sum(lane.settler.ended for lane in worker.lanes_up)
 
 
 def _worker(app: TaskQ, options: Mapping[str, Any]) -> Worker:
@@ -173,7 +173,11 @@ class _Watch:
 
     def _idle(self, worker: Worker) -> bool:
         counts: Sequence[QueueStats] = list(self._transport.stats(self._names).values())
-        if any(c.ready or c.in_flight for c in counts) or worker.held or worker.settler.waiting:
+        if (
+            any(c.ready or c.in_flight for c in counts)
+            or worker.held_count()
+            or any(lane.settler.waiting for lane in worker.lanes_up)
+        ):
             return False
         if self._clock is None or not any(c.delayed for c in counts):
             return True

@@ -7,9 +7,8 @@ time.
 
 from __future__ import annotations
 
-import itertools
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -19,7 +18,7 @@ from taskq.envelope import EXPIRES, GUARD, NOT_BEFORE, PARKED, STARTS, STORE, He
 from taskq.errors import DecodeError, StoreError, TaskDead, TaskExpired, UnknownTask
 from taskq.failure import encode_error
 from taskq.message import DEAD, DONE, Delivery, Job, Outbound, Outcome
-from taskq.spi.capabilities import DeliveryCount, ReadableBy
+from taskq.spi.capabilities import Capabilities, DeliveryCount, ReadableBy, Support
 from taskq.spi.store import Coordination, Op, OpKind, ResultStore
 from taskq.states import DEAD as STATE_DEAD
 from taskq.states import EXPIRED
@@ -39,23 +38,26 @@ RunKey = tuple[str, int, int]
 
 
 class Admission:
-    """Turns deliveries into jobs for one worker."""
+    """Turns deliveries into jobs for one lane; ``keys`` number the jobs of all lanes."""
 
-    def __init__(self, app: TaskQ, settler: Settler, *, worker: str) -> None:
+    def __init__(
+        self, app: TaskQ, capabilities: Capabilities, settler: Settler, *, worker: str, keys: Iterator[int]
+    ) -> None:
         self._app = app
         self._settler = settler
         self._worker = worker
         self._now = app.clock.now
-        self._keys = itertools.count(1)
+        self._keys = keys
         self._max_deliveries = app.settings.max_deliveries
         self._park_for = app.settings.unknown_task_wait
         store: Any = app.store
-        self._max_delay = app.transport.capabilities.max_delay_s
+        self._can_delay = capabilities.delay is not Support.NO
+        self._max_delay = capabilities.max_delay_s
         self._store: ResultStore | None = store
         self._store_label = app.store_label
         counts = store is not None and store.capabilities.coordination and isinstance(store, Coordination)
         self._coordination: Coordination | None = store if counts else None
-        self.exact = app.transport.capabilities.delivery_count is DeliveryCount.EXACT
+        self.exact = capabilities.delivery_count is DeliveryCount.EXACT
         """Whether ``Delivery.deliveries`` counts starts, hand-backs not included."""
         self._careful_tasks = {n for n, t in app.tasks.items() if t.at_most_once or self._tracks(t)}
         self._expected = set(app.tasks)
@@ -126,7 +128,7 @@ class Admission:
         """
         header: Header = job.header
         since = header.get(PARKED) or now
-        if now - since < self._park_for and self._app.transport.capabilities.delay != "no":
+        if now - since < self._park_for and self._can_delay:
             payload = envelope.with_changes(header, job.payload[job.body :], changes={PARKED: since})
             delay = min(_PARK_DELAY, self._park_for)
             name = f"{envelope.message_id(header)}.parked{int((now - since) * 1000)}"

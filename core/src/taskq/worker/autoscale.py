@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -62,7 +61,8 @@ class Autoscale:
             return
         self._changed = now
         before, worker.slots = worker.slots, worker.pool.resize(wanted)
-        worker.engine.take.resize(worker.slots)
+        for lane in worker.lanes_up:
+            lane.engine.take.resize(worker.slots)
         facts = {"slots": worker.slots, "wanted_slots": worker.wanted_slots}
         logger.info("autoscale: %d slots instead of %d", worker.slots, before, extra=facts)
 
@@ -70,20 +70,23 @@ class Autoscale:
         worker = self._worker
         backlog: int | None = None
         oldest: float | None = None
-        if isinstance(worker.transport, SupportsStats):
-            counts: Sequence[QueueStats] = ()
-            try:
-                counts = list(worker.transport.stats([q.queue for q in worker.queues]).values())
-            except TransportError as error:
-                logger.debug("autoscale: no counts this time: %s", error)
-            known = [c.ready for c in counts if c.ready is not None]
-            ages = [c.oldest_age for c in counts if c.oldest_age is not None]
+        counts: list[QueueStats] = []
+        for lane in worker.lanes_up:
+            if isinstance(lane.transport, SupportsStats) and not lane.broker_down:
+                try:
+                    counts += lane.transport.stats([q.queue for q in lane.queues]).values()
+                except TransportError as error:
+                    logger.debug("autoscale: no counts this time: %s", error)
+        known = [c.ready for c in counts if c.ready is not None]
+        ages = [c.oldest_age for c in counts if c.oldest_age is not None]
+        if counts:
             backlog = sum(known) if known else None
             oldest = max(ages) if ages else None
         waited = self._waited(self._at)
-        done, elapsed = worker.progress - self._progress, now - self._at
-        self._progress, self._at = worker.progress, now
-        busy = min(worker.slots, len(worker.held))
+        progress = sum(lane.progress for lane in worker.lanes)
+        done, elapsed = progress - self._progress, now - self._at
+        self._progress, self._at = progress, now
+        busy = min(worker.slots, worker.held_count())
         rate = done / elapsed if self._at and elapsed > 0 else 0.0
         return LoadSample(
             at=time.time(), slots=worker.slots, busy=busy, backlog=backlog, oldest_age=oldest, completed_per_s=rate,
@@ -98,7 +101,7 @@ class Autoscale:
         offset = time.time() - time.monotonic()
         waits = []
         for running in worker.pool.running():
-            job = worker.held.get(running.key)
+            job = worker.find_held(running.key)
             if running.since >= since and job is not None and job.header is not None and not job.header.attempt:
                 due = max(job.header.enqueued_at, job.header.get(NOT_BEFORE) or 0.0)
                 waits.append(max(0.0, running.since + offset - due))

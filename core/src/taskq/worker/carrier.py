@@ -22,7 +22,7 @@ from taskq.spi.capabilities import Support
 from taskq.spi.store import Coordination, Op, OpKind
 
 if TYPE_CHECKING:
-    from taskq.worker.worker import Worker
+    from taskq.worker.lane import Lane
 
 logger = logging.getLogger("taskq.worker")
 _SHARE = 0.5
@@ -34,17 +34,17 @@ _GUARD_PERIOD = 60.0
 
 
 class Carrier:
-    """Carries the long runs of one worker; ``tick``, ``renew`` and ``finish`` are called by one thread at a time.
+    """Carries the long runs of one lane; ``tick``, ``renew`` and ``finish`` are called by one thread at a time.
 
-    ``lock`` is held while a job leaves ``Worker.held`` and by the step that takes its message from it, so that a run
+    ``lock`` is held while a job leaves ``Lane.held`` and by the step that takes its message from it, so that a run
     either ends with its receipt or is carried, never both.
     """
 
-    def __init__(self, worker: Worker) -> None:
-        self._worker = worker
-        caps = worker.transport.capabilities
+    def __init__(self, lane: Lane) -> None:
+        self._lane = lane
+        caps = lane.transport.capabilities
         self._max_hold = caps.max_hold_s
-        store: Any = worker.store
+        store: Any = lane.store
         able = store is not None and store.capabilities.coordination and caps.delay is not Support.NO
         self._coordination: Coordination | None = store if able and isinstance(store, Coordination) else None
         self._since: dict[int, float] = {}
@@ -58,7 +58,7 @@ class Carrier:
         self.carries = self._max_hold is not None and self._coordination is not None
         """Whether this worker carries runs at all."""
         if self._max_hold is not None:
-            self._ttl = 3 * worker.lease
+            self._ttl = 3 * lane.lease
             self._period = max(0.5, min(_GUARD_PERIOD, self._max_hold / 4))
             self._check()
 
@@ -67,7 +67,7 @@ class Carrier:
         if self._coordination is not None:
             return
         longest = self._max_hold or 0.0
-        tasks = self._worker.app.tasks.values()
+        tasks = self._lane.app.tasks.values()
         over = [t.name for t in tasks if t.time_limit is not None and t.time_limit > longest]
         why = f"the broker takes a message back after {longest:g} s"
         what = (
@@ -106,7 +106,7 @@ class Carrier:
         if not self.carries or self._max_hold is None:
             return
         since = self._since
-        held = {key: job for key, job in list(self._worker.held.items()) if job.delivery is not None}
+        held = {key: job for key, job in list(self._lane.held.items()) if job.delivery is not None}
         for key in [key for key in since if key not in held]:
             del since[key]
         for key, job in held.items():
@@ -125,7 +125,7 @@ class Carrier:
                 logger.warning("the place of a long run cannot be renewed now: %s", error)
 
     def _owner(self, job: Job) -> str:
-        return f"{self._worker.name}:{job.key}"
+        return f"{self._lane.name}:{job.key}"
 
     def _carry(self, job: Job) -> None:
         header: Header = job.header
@@ -135,12 +135,12 @@ class Carrier:
         try:
             if not coordination.acquire(_run(message), self._owner(job), ttl=self._ttl):
                 return
-            failures = self._worker.transport.send([self.guard(job)])
+            failures = self._lane.transport.send([self.guard(job)])
             if failures:
                 raise TransportError(failures[0].reason)
             with self.lock:
                 delivery = job.delivery
-                held = self._worker.held.get(job.key) is job and delivery is not None
+                held = self._lane.held.get(job.key) is job and delivery is not None
                 if held:
                     job.delivery = None
                     self._carried[job.key] = job, message
@@ -151,8 +151,8 @@ class Carrier:
                     self._give_up(job, message)
                 return
             self._since.pop(job.key, None)
-            with self._worker.settler.lock:
-                self._worker.consumer.settle([Settlement(delivery.receipt, ACK)])
+            with self._lane.settler.lock:
+                self._lane.consumer.settle([Settlement(delivery.receipt, ACK)])
         except (StoreError, TransportError) as error:
             self._again = time.monotonic() + _RETRY
             logger.warning("task %s [%s] runs long and cannot be carried yet: %s", job.task, header.id, error)
@@ -173,7 +173,7 @@ class Carrier:
     def finish(self) -> None:
         """Tell guards of runs that have ended, once that is settled; the guards are gone after two of their periods."""
         with self.lock:
-            if not self._ended or self._coordination is None or self._worker.settler.waiting:
+            if not self._ended or self._coordination is None or self._lane.settler.waiting:
                 return
             ended, self._ended = self._ended, []
         ttl = 4 * self._period + self._ttl
@@ -196,11 +196,11 @@ class Carrier:
             return True
         (done,) = coordination.apply([Op(kind=OpKind.GET, key=_done(message))])
         if done.current is not None:
-            self._worker.settler.forward(job, ())
+            self._lane.settler.forward(job, ())
             return False
-        owner = f"{self._worker.name}:guard:{job.key}"
+        owner = f"{self._lane.name}:guard:{job.key}"
         if not coordination.acquire(_run(message), owner, ttl=self._ttl):
-            self._worker.settler.forward(job, (self.guard(job),))
+            self._lane.settler.forward(job, (self.guard(job),))
             return False
         coordination.release(_run(message), owner)
         return True

@@ -17,8 +17,8 @@ from taskq.spi.store import SupportsStoreMaintenance
 from taskq.spi.transport import SupportsMaintenance
 
 if TYPE_CHECKING:
-    from taskq.worker.engines import InlineEngine, PoolEngine
-    from taskq.worker.worker import Worker
+    from taskq.worker.engine import Engine
+    from taskq.worker.lane import Lane
 
 logger = logging.getLogger("taskq.worker")
 _TICK = 0.1
@@ -30,14 +30,14 @@ _MAINTENANCE_RETRY = 5.0
 
 
 class Keeper:
-    """Keeps one worker's leases."""
+    """Keeps the leases of one lane."""
 
-    def __init__(self, worker: Worker, engine: InlineEngine | PoolEngine) -> None:
-        self._worker = worker
+    def __init__(self, lane: Lane, engine: Engine) -> None:
+        self._lane = lane
         self._engine = engine
-        caps = worker.transport.capabilities
+        caps = lane.transport.capabilities
         self._scope = caps.lease_scope
-        self._interval = max(0.05, worker.lease / 3)
+        self._interval = max(0.05, lane.lease / 3)
         self._hands_back = caps.hand_back is not HandBack.NO
         self._stop = threading.Event()
         self._renewed = time.monotonic()
@@ -45,12 +45,10 @@ class Keeper:
         self._seen_progress = -1
         self._still = 0
         self._threads = [threading.Thread(target=self._run, name="taskq-keeper", daemon=True)]
-        if worker.settings.maintenance:
+        if lane.settings.maintenance:
             self._threads.append(threading.Thread(target=self._maintain, name="taskq-maintenance", daemon=True))
-        if worker.carrier.carries:  # asks servers, which leases must not wait for
+        if lane.carrier.carries:  # asks servers, which leases must not wait for
             self._threads.append(threading.Thread(target=self._carry, name="taskq-carrier", daemon=True))
-        # asks the broker for counts, which leases must not wait for
-        self._threads.append(threading.Thread(target=self._look, name="taskq-watch", daemon=True))
 
     def start(self) -> None:
         """Start the threads."""
@@ -66,7 +64,7 @@ class Keeper:
 
     def _run(self) -> None:
         next_beat = time.monotonic() + self._interval
-        while not self._stop.wait(min(_TICK if self._worker.held else _IDLE_TICK, self._interval)):
+        while not self._stop.wait(min(_TICK if self._lane.held else _IDLE_TICK, self._interval)):
             now = time.monotonic()
             try:
                 if now >= next_beat:
@@ -77,7 +75,7 @@ class Keeper:
                 logger.exception("the lease keeper met an unexpected error; it goes on")
 
     def _carry(self) -> None:
-        carrier, next_beat = self._worker.carrier, 0.0
+        carrier, next_beat = self._lane.carrier, 0.0
         while not self._stop.wait(min(_TICK, self._interval)):
             now = time.monotonic()
             try:
@@ -88,29 +86,21 @@ class Keeper:
             except Exception:
                 logger.exception("carrying a long run met an unexpected error; it goes on")
 
-    def _look(self) -> None:
-        worker = self._worker
-        while not self._stop.wait(_TICK if worker.autoscale is not None else _IDLE_TICK):
-            try:
-                worker.tick(time.monotonic())
-            except Exception:
-                logger.exception("the worker's watch met an unexpected error; it goes on")
-
     # ---------------------------------------------------------------------------------------------------- leases
 
     def _renew(self, now: float) -> None:
-        worker = self._worker
+        lane = self._lane
         if self._scope in (LeaseScope.NONE, LeaseScope.CONNECTION):
             return
         receipts = None
         if self._scope is LeaseScope.MESSAGE:
-            receipts = [job.delivery.receipt for job in list(worker.held.values()) if job.delivery is not None]
-            receipts += worker.settler.receipts()
+            receipts = [job.delivery.receipt for job in list(lane.held.values()) if job.delivery is not None]
+            receipts += lane.settler.receipts()
         try:
-            worker.settler.urgent = True
-            with worker.settler.lock:
-                worker.settler.urgent = False
-                lost = worker.consumer.extend(receipts)
+            lane.settler.urgent = True
+            with lane.settler.lock:
+                lane.settler.urgent = False
+                lost = lane.consumer.extend(receipts)
         except TransportError as error:
             self._renewal_failed(now, error)
             return
@@ -125,7 +115,7 @@ class Keeper:
         if not self._failing:
             logger.error(
                 "leases cannot be renewed: %s; what is held here is given to others %.1f s after the last renewal",
-                error, self._worker.lease,
+                error, self._lane.lease,
             )  # fmt: skip
             self._failing = True
 
@@ -133,12 +123,12 @@ class Keeper:
 
     def _hand_back_waiting(self) -> None:
         """Give back what was taken ahead when the jobs before it turn out slow, so that another worker can start it."""
-        worker = self._worker
-        progress = worker.progress
+        lane = self._lane
+        progress = lane.progress
         if progress != self._seen_progress or not self._hands_back:
             self._seen_progress, self._still = progress, 0
             return
-        if len(worker.held) <= worker.slots:
+        if lane.worker.held_count() <= lane.worker.slots:
             return
         self._still += 1
         if self._still < _SLOW_TICKS:
@@ -154,8 +144,8 @@ class Keeper:
     # ----------------------------------------------------------------------------------------------- maintenance
 
     def _maintain(self) -> None:
-        worker = self._worker
-        parts: list[Any] = [worker.transport, worker.store]
+        lane = self._lane
+        parts: list[Any] = [lane.transport, lane.store]
         kinds = (SupportsMaintenance, SupportsStoreMaintenance)
         chores: list[Callable[[float], float]] = [part.maintain for part in parts if isinstance(part, kinds)]
         due = [0.0] * len(chores)

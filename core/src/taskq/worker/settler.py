@@ -40,6 +40,7 @@ from taskq.message import (
     Record,
     Settlement,
 )  # fmt: skip
+from taskq.routing import DEAD_SUFFIX
 from taskq.spi.capabilities import Support
 from taskq.spi.pool import Finished
 from taskq.spi.store import ResultStore
@@ -51,7 +52,6 @@ if TYPE_CHECKING:
     from taskq.events import EventBus
 
 logger = logging.getLogger("taskq.worker")
-DEAD_SUFFIX = ".dead"
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.05, 2.0
 _UNSENDABLE_DELAY = 60.0
 

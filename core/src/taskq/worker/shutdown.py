@@ -15,7 +15,7 @@ from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 from taskq.errors import TaskInterrupted
-from taskq.worker.engines import InlineEngine
+from taskq.worker.inline import InlineEngine
 
 if TYPE_CHECKING:
     from taskq.worker.worker import Worker
@@ -72,7 +72,7 @@ class Signals:
             self._interrupt()
             return
         worker.stop()
-        if hasattr(signal, "SIGALRM") and isinstance(getattr(worker, "engine", None), InlineEngine):
+        if hasattr(signal, "SIGALRM") and worker.inline:
             # a task on this very thread can only be stopped from here
             signal.setitimer(signal.ITIMER_REAL, max(0.001, worker.settings.grace))
 
@@ -94,8 +94,8 @@ class Signals:
             self._timer = threading.Timer(_LAST_RESORT, self._give_up)
             self._timer.daemon = True
             self._timer.start()
-        engine = getattr(worker, "engine", None)
-        if isinstance(engine, InlineEngine) and engine.running:
+        engines = [lane.engine for lane in worker.lanes_up]
+        if any(isinstance(engine, InlineEngine) and engine.running for engine in engines):
             raise TaskInterrupted("the worker stops now")
 
     def _cold(self, number: int, frame: FrameType | None) -> None:
@@ -111,8 +111,9 @@ class Signals:
         )
         deadline = time.monotonic() + 2.0
         try:
-            worker.engine.give_back(list(worker.held.values()), started=True)
-            while worker.settler.pump() and time.monotonic() < deadline:
+            for lane in worker.lanes_up:
+                lane.engine.give_back(list(lane.held.values()), started=True)
+            while sum(lane.settler.pump() for lane in worker.lanes_up) and time.monotonic() < deadline:
                 time.sleep(0.1)
         finally:
             os._exit(3)

@@ -20,14 +20,15 @@ from msgspec import Struct
 from taskq.errors import TransportError, WorkerError
 from taskq.spi.pool import Running, SupportsInspect
 from taskq.spi.transport import SupportsStats
-from taskq.worker.engines import InlineEngine
+from taskq.worker.inline import InlineEngine
 
 if TYPE_CHECKING:
-    from taskq.worker.engines import PoolEngine
+    from taskq.worker.lane import Lane
     from taskq.worker.worker import Worker
 
 logger = logging.getLogger("taskq.worker")
 _PERIOD = 1.0
+_TICK, _IDLE_TICK = 0.1, 0.5
 _SILENCE = 60.0
 """Seconds without a turn of the intake, which turns every few seconds at the latest, after which it counts as stuck."""
 _LAST_RESORT = 30.0
@@ -70,33 +71,26 @@ class Health(Struct, frozen=True):
     """What the autoscaler would like, beyond its bounds, too; for scalers outside."""
 
 
-class Watch:
-    """Watches one worker; ``tick`` is called once a second, everything else by any thread."""
+class _Progress:
+    """Whether one lane gets on with its work."""
 
-    def __init__(self, worker: Worker, engine: InlineEngine | PoolEngine) -> None:
-        self._worker = worker
-        self._engine = engine
-        self._next = 0.0
-        self._started = self._since = self._moved = time.monotonic()
+    def __init__(self, lane: Lane) -> None:
+        self._lane = lane
+        self._since = self.moved = time.monotonic()
         self._turns = -1
         self._warned = False
-        self._stalled = False
-
-    # ---------------------------------------------------------------------------------------------------- stalling
+        self.stalled = False
 
     def tick(self, now: float) -> None:
         """Look whether work goes on; ``now`` is monotonic."""
-        if now < self._next:
-            return
-        self._next = now + _PERIOD
-        worker, engine = self._worker, self._engine
-        turns = worker.settler.turns
+        lane, worker, engine = self._lane, self._lane.worker, self._lane.engine
+        turns = lane.settler.turns
         if turns != self._turns:
-            self._turns, self._moved = turns, now
-            self._since, self._warned, self._stalled = now, False, False
+            self._turns, self.moved = turns, now
+            self._since, self._warned, self.stalled = now, False, False
             return
-        limit = worker.settings.stall_timeout
-        if worker.stopping or worker.broker_down or worker.settler.blocked or engine.full():
+        limit = lane.settings.stall_timeout
+        if worker.stopping or lane.broker_down or lane.settler.blocked or engine.full():
             self._since = now
             return
         if now - self._since < limit:
@@ -105,7 +99,7 @@ class Watch:
         if not backlog:
             self._since = now
             return
-        self._stalled = True
+        self.stalled = True
         if not self._warned:
             self._warned, self._since = True, now
             logger.error(
@@ -129,15 +123,57 @@ class Watch:
 
     def _backlog(self) -> int:
         """Return how many messages this worker could take now; unordered queues only, others may wait for a group."""
-        worker = self._worker
-        if not isinstance(worker.transport, SupportsStats):
+        lane = self._lane
+        if not isinstance(lane.transport, SupportsStats):
             return 0
-        queues = [q.queue for q in worker.queues if not worker.app.queue_spec(q.queue).ordered]
+        queues = [q.queue for q in lane.queues if not lane.app.queue_spec(q.queue).ordered]
         try:
-            return sum(counts.ready or 0 for counts in worker.transport.stats(queues).values())
+            return sum(counts.ready or 0 for counts in lane.transport.stats(queues).values())
         except TransportError as error:
             logger.debug("watch: no counts this time: %s", error)
             return 0
+
+
+class Watch:
+    """Watches one worker; everything but its own thread may be called by any thread."""
+
+    def __init__(self, worker: Worker) -> None:
+        self._worker = worker
+        self._next = 0.0
+        self._started = time.monotonic()
+        self._progress: dict[Lane, _Progress] = {}
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="taskq-watch", daemon=True)
+
+    def start(self) -> None:
+        """Start the thread that looks; it asks brokers for counts, which leases must not wait for."""
+        self._thread.start()
+
+    def stop(self) -> None:
+        """End the thread."""
+        self._stop.set()
+        if self._thread.ident is not None:
+            self._thread.join(timeout=5)
+
+    def _run(self) -> None:
+        worker = self._worker
+        while not self._stop.wait(_TICK if worker.autoscale is not None else _IDLE_TICK):
+            try:
+                worker.tick(time.monotonic())
+            except Exception:
+                logger.exception("the worker's watch met an unexpected error; it goes on")
+
+    def tick(self, now: float) -> None:
+        """Look whether work goes on, once a second; ``now`` is monotonic."""
+        if now < self._next:
+            return
+        self._next = now + _PERIOD
+        for lane in self._worker.lanes:
+            if lane.up:
+                self._of(lane).tick(now)
+
+    def _of(self, lane: Lane) -> _Progress:
+        return self._progress.setdefault(lane, _Progress(lane))
 
     # ------------------------------------------------------------------------------------------------------ health
 
@@ -146,28 +182,34 @@ class Watch:
         worker, now = self._worker, time.monotonic()
         dead: list[str] = []
         unready: list[str] = []
-        if now - self._engine.turned > _SILENCE and not self._engine.full() and not worker.stopping:
-            dead.append(f"the intake has not turned for {now - self._engine.turned:.0f} s")
-        if worker.settler.fatal is not None:
-            dead.append(f"it ends: {worker.settler.fatal}")
         if not worker.ready.is_set():
             unready.append("it is not started, or has stopped")
         if worker.stopping:
             unready.append("it is stopping")
-        if worker.broker_down:
-            unready.append("the broker is not available")
-        if worker.settler.blocked:
-            unready.append("finished tasks cannot be settled: broker or result store is not available")
-        if self._stalled:
-            unready.append("there is a backlog, slots are free, and nothing ends")
+        up = [lane for lane in worker.lanes if lane.up]
+        for lane in worker.lanes:
+            which = f" {lane.broker or lane.label}" if len(worker.lanes) > 1 else ""
+            if not lane.up or lane.broker_down:
+                unready.append(f"the broker{which} is not available")
+            if not lane.up:
+                continue
+            if now - lane.engine.turned > _SILENCE and not lane.engine.full() and not worker.stopping:
+                dead.append(f"the intake{which} has not turned for {now - lane.engine.turned:.0f} s")
+            if lane.settler.fatal is not None:
+                dead.append(f"it ends: {lane.settler.fatal}")
+            if lane.settler.blocked:
+                unready.append(f"finished tasks cannot be settled: broker{which} or result store is not available")
+            if self._of(lane).stalled:
+                unready.append(f"there is a backlog{which and ' on' + which}, slots are free, and nothing ends")
         running = self.running()
         return Health(
             live=not dead, ready=not dead and not unready, reasons=(*dead, *unready), worker=worker.name,
             pid=os.getpid(), pools=tuple(p.spec.name for p in worker.pools),
-            queues=tuple(q.queue for q in worker.queues), slots=worker.slots, held=len(worker.held),
-            ended=worker.settler.ended, failed=worker.settler.failed, uptime=now - self._started,
-            idle_for=now - self._moved, oldest_task=max((r.age for r in running), default=None),
-            wanted_slots=worker.wanted_slots,
+            queues=tuple(q.queue for lane in worker.lanes for q in lane.queues), slots=worker.slots,
+            held=worker.held_count(), ended=sum(lane.settler.ended for lane in up),
+            failed=sum(lane.settler.failed for lane in up), uptime=now - self._started,
+            idle_for=now - max((self._of(lane).moved for lane in up), default=self._started),
+            oldest_task=max((r.age for r in running), default=None), wanted_slots=worker.wanted_slots,
         )  # fmt: skip
 
     def running(self, *, stacks: bool = False) -> list[RunningTask]:
@@ -175,7 +217,7 @@ class Watch:
         worker, now, found = self._worker, time.monotonic(), []
         pool = worker.pool
         for entry in pool.running(stacks=stacks) if isinstance(pool, SupportsInspect) else self._inline(stacks):
-            job = worker.held.get(entry.key)
+            job = worker.find_held(entry.key)
             if job is not None and job.header is not None:
                 header = job.header
                 age = max(0.0, now - entry.since)
@@ -184,13 +226,14 @@ class Watch:
 
     def _inline(self, stacks: bool) -> list[Running]:
         """Say what can be said of a pool that does not tell."""
-        engine = self._engine
+        lane = self._worker.lanes[0]
+        engine = lane.engine
         if not isinstance(engine, InlineEngine) or not engine.running or engine.thread is None:
             return []
         frame = sys._current_frames().get(engine.thread) if stacks else None
         stack = None if frame is None else "".join(traceback.format_stack(frame))
         # which of the batch it is, only the pool knows: the first one held that has not ended
-        key = next(iter(self._worker.held), None)
+        key = next(iter(lane.held), None)
         return [] if key is None else [Running(key, engine.turned, "the worker's own thread", stack)]
 
     def dump(self) -> None:

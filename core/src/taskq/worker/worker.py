@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import os
 import socket
@@ -11,22 +12,21 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from taskq.errors import ConfigError, NotSupported, StoreError, TaskQError, TransportError, WorkerError
-from taskq.events import EventBus
 from taskq.link import LinkServer
-from taskq.message import Job, QueueSpec, Subscription
+from taskq.message import Job, Subscription
+from taskq.routing import DEAD_SUFFIX
 from taskq.runtime import TaskRuntime
 from taskq.spi.pool import Finished
 from taskq.spi.specs import PoolConfig
-from taskq.spi.transport import Committer, Consumer, SupportsFuse
-from taskq.worker.admission import Admission
+from taskq.spi.store import ResultStore
 from taskq.worker.autoscale import Autoscale
-from taskq.worker.carrier import Carrier
-from taskq.worker.engines import InlineEngine, PoolEngine
 from taskq.worker.flag import Flag
-from taskq.worker.keeper import Keeper
+from taskq.worker.lane import Lane
 from taskq.worker.plan import PlannedPool, home, plan_pools
+from taskq.worker.pooled import PoolEngine
 from taskq.worker.pools import PoolSet
-from taskq.worker.settler import DEAD_SUFFIX, Settler, pump_until
+from taskq.worker.settler import pump_until
+from taskq.worker.sharing import SharedPool
 from taskq.worker.shutdown import Signals, StartStopped
 from taskq.worker.watch import Health, RunningTask, Watch
 
@@ -67,15 +67,16 @@ class Worker:
         self.stopping = False
         self.interrupted = False
         self.gave_up = False
-        self.progress = 0
         self.ready = threading.Event()
-        self.held: dict[int, Job] = {}
-        self.finished_orphans: dict[int, Finished] = {}
+        self.lanes: list[Lane] = []
+        """What it has once per broker."""
+        self.job_keys = itertools.count(1)
+        self.inline = False
         self.exit_code = EXIT_OK
         self._stop_event = Flag()
         self._thread: threading.Thread | None = None
         self._failure: BaseException | None = None
-        self.broker_down = False
+        self._lane_error: BaseException | None = None
         self.has_process = False
         """Whether this worker is what its process is for, rather than a part of another program."""
         self.restart_wanted = False
@@ -96,45 +97,56 @@ class Worker:
         self.pool_name = "+".join(pool.spec.name for pool in self.pools)
         self.inline = self.pools[0].capabilities.inline
         self.slots = sum(pool.slots for pool in self.pools)
+        self.lanes = self._make_lanes()
         app.plugins.worker_starting(self)
-        self.transport = self._patiently(lambda: app.transport)
-        self.store = self._patiently(lambda: app.store)
-        caps = self.transport.capabilities
-        self.lease = app.settings.lease or caps.lease_default_s
-        self.queues = self._queues()
-        self.consumer: Consumer = self._patiently(self._subscribe)
-        committer: Committer | None = None
-        if self.store is not None and isinstance(self.consumer, SupportsFuse):
-            committer = self.consumer.fuse(self.store)
-        self.settler = Settler(
-            transport=self.transport, consumer=self.consumer, store=self.store, committer=committer,
-            events=EventBus(app.plugins.event_sinks(app)), result_ttl=app.settings.result_ttl, worker=self.name,
-        )  # fmt: skip
-        self.fused = committer is not None
-        self.admission = Admission(app, self.settler, worker=self.name)
-        self.carrier = Carrier(self)
-        self.admission.may_run = self.carrier.may_run
+        only = self.lanes[0] if len(self.lanes) == 1 else None
+        if only is not None:
+            self._patiently(only.open)
+        self.store: ResultStore | None = self._patiently(lambda: app.store)
+        if only is not None:
+            self._patiently(only.subscribe)
         self.runtime = TaskRuntime(app, self.name)
         self.pool = self._make_pool()
         self.link = LinkServer(app)
-        self.engine = InlineEngine(self, self.pool) if self.inline else PoolEngine(self, self.pool, self.slots)
+        if only is not None:
+            only.build(self.pool)
+        else:
+            self._shared = SharedPool(self.pool)
+            for lane in self.lanes:
+                self._bring_up(lane)
         self.autoscale = Autoscale.of(self)
-        self.watch = Watch(self, self.engine)
+        self.watch = Watch(self)
 
-    def _subscribe(self) -> Any:
-        app, names = self.app, [q.queue for q in self.queues]
-        dead = [QueueSpec(name=name + DEAD_SUFFIX) for name in names]
-        app.components.declare([*map(app.queue_spec, names), *dead])
-        consumer = self.transport.consumer()
+    def _make_lanes(self) -> list[Lane]:
+        subscriptions = {subscription.queue: subscription for subscription in self._queues()}
+        brokers = self.app.components.by_broker(list(subscriptions))
+        if len(brokers) > 1 and self.inline:
+            raise NotSupported(
+                f"pool {self.pool_name} takes and runs on one thread and serves one broker; this worker's queues are "
+                f"on {', '.join(map(self.app.components.label, brokers))}. "
+                "Choose -P threads, or a worker per broker (-Q)"
+            )
+        return [Lane(self, broker, [subscriptions[name] for name in names]) for broker, names in brokers.items()]
+
+    def _bring_up(self, lane: Lane, *, patient: bool = False) -> None:
+        """Make one of several lanes ready to run; one whose broker is away is left for its thread, if not patient."""
         try:
-            consumer.subscribe(self.queues, order=self.settings.queue_order)
-        except BaseException:
-            consumer.close()
-            raise
-        return consumer
+            if patient:
+                self._patiently(lane.open, quietly=True)
+                self._patiently(lane.subscribe, quietly=True)
+            else:
+                lane.open()
+                lane.subscribe()
+        except TransportError as error:
+            if patient or not error.retryable:
+                raise
+            logger.error("broker %s is not available: %s; the worker starts without it, and waits for it", lane.label,
+                         error)  # fmt: skip
+            return
+        lane.build(self._shared.share())
 
-    def _patiently(self, step: Callable[[], T]) -> T:
-        """Take a step that needs a server, waiting for one that is away, however long; say so once.
+    def _patiently(self, step: Callable[[], T], *, quietly: bool = False) -> T:
+        """Take a step that needs a server, waiting for one that is away, however long; say so once, if not quietly.
 
         Raises:
             TransportError, StoreError: trying again is pointless.
@@ -149,12 +161,12 @@ class Worker:
             except (TransportError, StoreError) as error:
                 if not error.retryable:
                     raise
-                if pause == _FIRST_PAUSE:
+                if pause == _FIRST_PAUSE and not quietly:
                     logger.error("worker %s cannot start yet: %s; waiting for the server", self.name, error)
                 self.sleep(pause)
                 pause = min(pause * 2, _LONGEST_PAUSE)
                 continue
-            if pause != _FIRST_PAUSE:
+            if pause != _FIRST_PAUSE and not quietly:
                 logger.info("the server is there; the worker goes on with its start")
             return found
 
@@ -181,8 +193,10 @@ class Worker:
         return PoolSet(list(zip(self.pools, made, strict=True)), self._route(), self._overflow)
 
     def _overflow(self, jobs: Sequence[Job]) -> None:
-        if isinstance(self.engine, PoolEngine):  # always, where there are several pools
-            self.engine.overflow(jobs)
+        if len(self.lanes) > 1:
+            self._shared.overflow(jobs)
+        elif isinstance(engine := self.lanes[0].engine, PoolEngine):  # always, where there are several pools
+            engine.overflow(jobs)
 
     def _route(self) -> Callable[[Job], int]:
         known: dict[tuple[str, str], int] = {}
@@ -230,80 +244,137 @@ class Worker:
             finally:
                 self.starting = False
         except StartStopped:
-            consumer: Consumer | None = getattr(self, "consumer", None)
-            if consumer is not None:
-                self._quietly(consumer.close)
+            for lane in self.lanes:
+                self._quietly(lane.leave)
             logger.info("worker %s stops before it has started", self.name)
             return False
         return True
 
     def _work(self) -> None:
         app = self.app
-        keeper = Keeper(self, self.engine)
+        threads = [
+            threading.Thread(target=self._run_lane, args=(lane,), name=f"taskq-lane-{lane.broker or 'default'}")
+            for lane in self.lanes[1:]
+        ]
         try:
             self.runtime.start()
-            self.pool.start(self.runtime, self.engine if isinstance(self.engine, PoolEngine) else _NoSink(self))
-            keeper.start()
+            self.pool.start(self.runtime, self._sink())
+            for lane in self.lanes_up:
+                lane.keeper.start()
+            self._watched().start()
             app.plugins.worker_ready(self)
             self.ready.set()
+            queues = [q.queue for lane in self.lanes for q in lane.queues]
+            fused = all(lane.fused for lane in self.lanes)
             logger.info(
-                "worker %s ready: pool %s, concurrency %d, queues %s, broker %s, %s",
-                self.name, self.pool_name, self.slots, ", ".join(q.queue for q in self.queues), app.broker_name,
-                "no result store" if self.store is None else "results fused" if self.fused else "results stored",
+                "worker %s ready: pool %s, concurrency %d, queues %s, broker %s, %s", self.name, self.pool_name,
+                self.slots, ", ".join(queues), ", ".join(lane.label for lane in self.lanes),
+                "no result store" if self.store is None else "results fused" if fused else "results stored",
             )  # fmt: skip
-            self.engine.run()
+            for thread in threads:
+                thread.start()
+            self.lanes[0].run()
+            if self._lane_error is not None:
+                raise self._lane_error
         except TaskQError as error:
             self.exit_code = EXIT_FATAL
             logger.critical("worker %s stops: %s", self.name, error)
             raise
         finally:
-            self._shut_down(keeper)
-        if self.settler.fatal is not None:
+            self._shut_down(threads)
+        if any(lane.settler.fatal is not None for lane in self.lanes_up):
             self.exit_code = EXIT_FATAL
 
-    def _shut_down(self, keeper: Keeper) -> None:
+    def _sink(self) -> Any:
+        """Return what the pool reports to."""
+        if len(self.lanes) > 1:
+            return self._shared
+        engine = self.lanes[0].engine
+        return engine if isinstance(engine, PoolEngine) else InlineSink(self.lanes[0])
+
+    def bring_up(self, lane: Lane) -> None:
+        """Wait for the broker of a lane that could not be brought up at the start, and bring it up."""
+        self._bring_up(lane, patient=True)
+        lane.keeper.start()
+        logger.info("broker %s is there; its queues are served from now on", lane.label)
+
+    def _run_lane(self, lane: Lane) -> None:
+        """Run one of several lanes on a thread of its own; where it cannot go on, the whole worker ends."""
+        try:
+            lane.run()
+        except BaseException as error:
+            self._lane_error = error
+            if not isinstance(error, TaskQError):
+                logger.exception("broker %s: an unexpected error; the worker ends", lane.label)
+        if not self.stopping:
+            self.stop()
+
+    def _shut_down(self, threads: Sequence[threading.Thread]) -> None:
         """Hand back what did not start, let the rest end within the grace, settle, close in reverse order."""
         self.stopping = True
         deadline = time.monotonic() + (0.0 if self.interrupted else self.settings.grace)
         plugins = self.app.plugins
         self._quietly(lambda: plugins.worker_stopping(self))
-        self.engine.give_back(self.engine.unstarted())
+        if threads:
+            self._stop_event.set()
+        for lane in self.lanes[1:]:
+            lane.wake()
+        for thread in threads:
+            if thread.ident is not None:
+                thread.join(timeout=_FLUSH_TIME)
+        # those whose broker is away last: what waits for it must not keep the others
+        lanes = sorted(self.lanes_up, key=lambda lane: lane.broker_down or lane.settler.blocked)
+        for lane in lanes:
+            lane.engine.give_back(lane.engine.unstarted())
         unfinished: Sequence[int] = ()
-        if isinstance(self.engine, PoolEngine):
-            self._quietly(self.settler.pump)
+        if not self.inline:
+            for lane in lanes:
+                self._quietly(lane.settler.pump)
             unfinished = self._stop_pool(deadline)
             self.gave_up = True
-            self.engine.end()
-        rest = [self.held[k] for k in unfinished if k in self.held] or list(self.held.values())
-        if rest or self.settler.released:
-            self.exit_code = EXIT_UNFINISHED
-            number = len(rest) + self.settler.released
-            logger.warning("%d task(s) did not end in time; their messages go back to the queue", number)
-            self.engine.give_back(rest, started=True)
-        if not pump_until(self.settler, time.monotonic() + _FLUSH_TIME):
-            self.exit_code = EXIT_UNFINISHED
-            logger.error("not everything could be settled; the broker gives it out again")
-            self._quietly(self.settler.abandon)
-        keeper.stop()
-        self._quietly(self.carrier.finish)
-        self._quietly(lambda: self.consumer.flush(_FLUSH_TIME))
+            for lane in lanes:
+                lane.engine.end()
+        for lane in lanes:
+            self._hand_back(lane, unfinished)
+        for lane in lanes:
+            if not pump_until(lane.settler, time.monotonic() + _FLUSH_TIME):
+                self.exit_code = EXIT_UNFINISHED
+                logger.error("not everything could be settled; the broker gives it out again")
+                self._quietly(lane.settler.abandon)
+        self._quietly(self._watched().stop)
+        for lane in lanes:
+            lane.keeper.stop()
+            self._quietly(lane.carrier.finish)
+            self._quietly(lambda lane=lane: lane.consumer.flush(_FLUSH_TIME))
         self._quietly(self.link.close)
         self._quietly(self.runtime.stop)
-        self._quietly(self.consumer.close)
+        for lane in self.lanes:
+            self._quietly(lane.leave)
         self._quietly(lambda: plugins.worker_stopped(self))
         self.ready.clear()
+        ended, failed, retried, dead = (
+            sum(getattr(lane.settler, count) for lane in lanes) for count in ("ended", "failed", "retried", "dead")
+        )
         logger.info(
-            "worker %s stopped: %d ended, %d failed, %d retried, %d dead", self.name, self.settler.ended,
-            self.settler.failed, self.settler.retried, self.settler.dead,
-        )  # fmt: skip
+            "worker %s stopped: %d ended, %d failed, %d retried, %d dead", self.name, ended, failed, retried, dead
+        )
+
+    def _hand_back(self, lane: Lane, unfinished: Sequence[int]) -> None:
+        """Give back what did not end in time."""
+        rest = [lane.held[k] for k in unfinished if k in lane.held] or list(lane.held.values())
+        if rest or lane.settler.released:
+            self.exit_code = EXIT_UNFINISHED
+            number = len(rest) + lane.settler.released
+            logger.warning("%d task(s) did not end in time; their messages go back to the queue", number)
+            lane.engine.give_back(rest, started=True)
 
     def _stop_pool(self, deadline: float) -> Sequence[int]:
         """Stop the pool; a second signal cuts the wait short."""
         if self.interrupted:
             return self.pool.stop(time.monotonic())  # type: ignore[no-any-return]
-        while self.held and time.monotonic() < deadline and not self.interrupted:
+        while self.held_count() and time.monotonic() < deadline and not self.interrupted:
             time.sleep(0.01)
-        return self.pool.stop(time.monotonic() + (0.2 if not self.held else 0.0))  # type: ignore[no-any-return]
+        return self.pool.stop(time.monotonic() + (0.2 if not self.held_count() else 0.0))  # type: ignore[no-any-return]
 
     @staticmethod
     def _quietly(step: Any) -> None:
@@ -320,12 +391,8 @@ class Worker:
         self.interrupted = self.interrupted or interrupt
         self.stopping = True
         self._stop_event.set()
-        consumer = getattr(self, "consumer", None)
-        if consumer is not None:
-            consumer.wake()
-        engine = getattr(self, "engine", None)
-        if isinstance(engine, PoolEngine):
-            engine._space.set()
+        for lane in self.lanes:
+            lane.wake()
 
     # ----------------------------------------------------------------------------------------------- on a thread
 
@@ -400,56 +467,54 @@ class Worker:
     def fail(self, error: WorkerError) -> None:
         """End this worker because it cannot go on; any thread."""
         logger.critical("%s", error)
-        self.settler.fatal = error
+        for lane in self.lanes_up:
+            lane.settler.fatal = error
         self.stop()
 
-    def broker_failed(self, error: TransportError) -> None:
-        """Say once that the broker is away; raise when trying again is pointless."""
-        if not error.retryable:
-            raise error
-        if not self.broker_down:
-            logger.error("the broker is not available: %s; trying again until it is back", error)
-            self.broker_down = True
+    # ------------------------------------------------------------------------------------------------ all lanes
 
-    def broker_back(self) -> None:
-        """Say that the broker is back."""
-        if self.broker_down:
-            logger.info("the broker is back")
-            self.broker_down = False
+    @property
+    def lanes_up(self) -> list[Lane]:
+        """The lanes that take messages, or did: those whose broker was there."""
+        return [lane for lane in self.lanes if lane.up]
 
-    def store_failed(self, error: StoreError | TransportError) -> None:
-        """Say that a careful start has to wait."""
-        logger.error("a task waits to be started: %s; trying again", error)
+    def held_count(self) -> int:
+        """Return how many messages are held."""
+        return sum(len(lane.held) for lane in self.lanes)
+
+    def find_held(self, key: int) -> Job | None:
+        """Return a job that is held, by its key."""
+        return next((job for lane in self.lanes if (job := lane.held.get(key)) is not None), None)
 
 
-class _NoSink:
+class InlineSink:
     """The sink of an inline pool, which reports by return value; it only hears of a broken runtime."""
 
-    def __init__(self, worker: Worker) -> None:
-        self._worker = worker
+    def __init__(self, lane: Lane) -> None:
+        self._lane = lane
 
     def started(self, keys: Sequence[int]) -> None:
         """Nothing waits for it."""
 
     def finished(self, batch: Sequence[Finished]) -> None:
         """Queue ends that did not come by return value."""
-        self._worker.engine.collect(batch)
+        self._lane.engine.collect(batch)
 
     def returned(self, keys: Sequence[int]) -> None:
         """Hand jobs back."""
-        held = self._worker.held
-        self._worker.engine.give_back([held[k] for k in keys if k in held])
+        held = self._lane.held
+        self._lane.engine.give_back([held[k] for k in keys if k in held])
 
     def crashed(self, running: Sequence[int], unstarted: Sequence[int], reason: str) -> None:
         """Hand jobs back; running ones count as started."""
         logger.error("%s", reason)
-        held = self._worker.held
-        self._worker.engine.give_back([held[k] for k in running if k in held], counted=True, started=True)
-        self._worker.engine.give_back([held[k] for k in unstarted if k in held])
+        held = self._lane.held
+        self._lane.engine.give_back([held[k] for k in running if k in held], counted=True, started=True)
+        self._lane.engine.give_back([held[k] for k in unstarted if k in held])
 
     def aborted(self, keys: Sequence[int], error: TaskQError) -> None:
         """End jobs that the pool has ended."""
-        self._worker.engine.abort(keys, error)
+        self._lane.engine.abort(keys, error)
 
     def request(self, data: bytes, reply: Callable[[bytes], None]) -> None:
         """Nobody asks: there is no child process."""
