@@ -67,7 +67,7 @@ def test_term_lets_what_runs_end_and_hands_back_the_rest(site: Any) -> None:
     worker.send(signal.SIGTERM)
     site.open_gate()
     assert worker.wait() == EXIT_OK
-    assert first.get(timeout=5) == 0
+    assert first.get(timeout=20) == 0
     assert site.noted("ran") == []
     assert site.counts() == (3, 0, 0)
     site.worker("-P", "solo")

@@ -61,7 +61,7 @@ def test_publishing_while_the_broker_is_away(served: Site) -> None:
     began = time.monotonic()
     with pytest.raises((SendFailed, TransportError)) as caught:
         app.send_task("tasks.short", (1,))
-    assert time.monotonic() - began < 10.0
+    assert time.monotonic() - began < 30.0
     assert not getattr(caught.value, "maybe_sent", False) or not served.broker.notices
     assert str(served.broker.address()[1]) in str(caught.value), "which server?"
     served.broker.start()

@@ -18,7 +18,7 @@ from taskq.message import RELEASE, Delivery, Outbound, Settlement, Subscription
 from taskq_lib_memory import forget
 
 T = TypeVar("T")
-PATIENCE = 10.0
+PATIENCE = 20.0
 
 
 class Rig:

@@ -154,11 +154,11 @@ def test_an_idle_worker_and_one_in_a_long_task_are_not_stalled(
 ) -> None:
     app = rig.app("memory")
     app.task(name="wait")(lambda: stuck_in_a_task(gate))
-    with rig.work(app, pool, concurrency=1, stall_timeout=1.0) as worker:
-        assert not threading.Event().wait(1.5)
+    with rig.work(app, pool, concurrency=1, stall_timeout=1.5) as worker:
+        assert not threading.Event().wait(2.0)
         results = [app.tasks["wait"].delay() for _ in range(3)]
         rig.eventually(worker.running)
-        assert not threading.Event().wait(2.5)
+        assert not threading.Event().wait(3.5)
         assert worker.health().ready
         gate.set()
         for result in results:

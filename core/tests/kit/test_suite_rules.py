@@ -200,7 +200,7 @@ class Echo:
     def close(self) -> None:
         self.listener.shutdown(socket.SHUT_RDWR)
         self.listener.close()
-        self.thread.join(2)
+        self.thread.join(20)
 
 
 @pytest.fixture
@@ -218,7 +218,7 @@ def proxy(echo: Echo):  # type: ignore[no-untyped-def]
 
 @pytest.fixture
 def client(proxy: TcpProxy):  # type: ignore[no-untyped-def]
-    with socket.create_connection(("127.0.0.1", proxy.port), timeout=2) as client:
+    with socket.create_connection(("127.0.0.1", proxy.port), timeout=20) as client:
         client.sendall(b"hello")
         assert client.recv(100) == b"hello"
         yield client
@@ -231,7 +231,7 @@ def silent(client: socket.socket, seconds: float = 0.1) -> bool:
     except TimeoutError:
         return True
     finally:
-        client.settimeout(2)
+        client.settimeout(20)
     return False
 
 
@@ -239,7 +239,7 @@ def test_proxy_cuts(proxy: TcpProxy, client: socket.socket) -> None:
     proxy.cut()
     with pytest.raises(ConnectionResetError):
         client.recv(100)
-    with socket.create_connection(("127.0.0.1", proxy.port), timeout=2) as again:
+    with socket.create_connection(("127.0.0.1", proxy.port), timeout=20) as again:
         again.sendall(b"x")
         assert again.recv(100) == b"x"
     assert proxy.connections == 2

@@ -17,7 +17,7 @@ from taskq.spi import DONE, Job, Outcome, PoolConfig, TaskLimits
 from taskq_pool_asyncio.options import AsyncioOptions
 from taskq_pool_asyncio.plugin import taskq_pool
 
-PATIENCE_S = 10.0
+PATIENCE_S = 20.0
 SUCCESS = Outcome(DONE, "SUCCESS")
 seen: contextvars.ContextVar[int] = contextvars.ContextVar("seen", default=0)
 

@@ -16,7 +16,7 @@ from taskq_pool_threads import pool as driver
 from taskq_pool_threads.plugin import taskq_pool
 
 SUCCESS = Outcome(DONE, "SUCCESS")
-PATIENCE_S = 5.0
+PATIENCE_S = 20.0
 
 
 class FakeRuntime:

@@ -456,7 +456,7 @@ def test_the_rights_that_the_readme_lists_suffice(redis_program: str) -> None:
     with OwnServer(redis_program) as server, server.client() as client:
         rights = "~taskq:* &taskq:* -@all +@read +@write +@connection +@scripting +@pubsub +time"
         client.execute_command("ACL", "SETUSER", "worker", "on", ">pw", *rights.split())
-        with opened(server.url("worker:pw"), lease_s=0.5) as transport:
+        with opened(server.url("worker:pw")) as transport:
             transport.declare([QueueSpec(name="q")])
             transport.send(messages("a", "b"))
             transport.send(messages("c", delay=0.05))
@@ -479,7 +479,7 @@ def test_the_rights_that_the_readme_lists_suffice(redis_program: str) -> None:
 def test_foreign_messages_are_payloads(redis_url: str) -> None:
     """Another program put things there: they are delivered as they are, survive a hand-back, and hurt nobody."""
     foreign = [b"", b"x", b"hello", b"\xff\xff\xff", b"\0\x09of another priority"]
-    with opened(redis_url, lease_s=0.5) as transport, redis.Redis.from_url(redis_url) as client:
+    with opened(redis_url, lease_s=1.5) as transport, redis.Redis.from_url(redis_url) as client:
         client.rpush("taskq:q:q:5", *foreign)
         client.zadd("taskq:d:q", {b"short": 0, b"": 1, b"rather a long one": 2})
         assert len(transport.peek("q", limit=100)) == 8
@@ -490,7 +490,7 @@ def test_foreign_messages_are_payloads(redis_url: str) -> None:
         consumer.settle([Settlement(d.receipt, RELEASE) for d in found])
         collect(consumer, 8)
         other = consumer_of(transport)
-        time.sleep(0.6)
+        time.sleep(1.6)
         while transport.maintain(0.1) == 0:
             continue
         again = collect(other, 8)

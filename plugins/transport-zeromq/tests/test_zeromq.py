@@ -316,11 +316,11 @@ def test_a_clean_stop_keeps_everything(zeromq_hubs: HubForge, tmp_path: Path, ma
 def test_a_hub_that_is_not_there(make: Make) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-    transport = make(f"zeromq://127.0.0.1:{port}", opened=False)
+    transport = make(f"zeromq://127.0.0.1:{port}", opened=False, connect_timeout=20.0)
     began = time.monotonic()
     with pytest.raises(ConnectionFailed, match=rf"{port}.*taskq zeromq hub"):
         transport.open()
-    assert time.monotonic() - began < 1.5, "a refused connection need not be waited for"
+    assert time.monotonic() - began < 10.0, "a refused connection need not be waited for"
 
 
 def test_sending_while_the_hub_is_away_is_bounded_and_certain(zeromq_hubs: HubForge, make: Make) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import faulthandler
 import json
 import os
 import selectors
@@ -67,7 +68,7 @@ class ChildProcess:
 
 
 def in_a_fork(seconds: float, call: Callable[[], object]) -> str:
-    """Run a call in a forked child and return "" or what it raised; fail the test if the child hangs.
+    """Run a call in a forked child and return "" or what it raised; fail the test, with its stack, if the child hangs.
 
     As a pre-forking server does it: the child inherits every object and every socket, and no thread.
     """
@@ -76,6 +77,7 @@ def in_a_fork(seconds: float, call: Callable[[], object]) -> str:
     if not pid:  # nothing of pytest may run here, so no exception leaves this block
         message = ""
         try:
+            faulthandler.dump_traceback_later(seconds, file=write)
             call()
         except BaseException as error:
             message = f"{type(error).__name__}: {error}"
@@ -86,10 +88,10 @@ def in_a_fork(seconds: float, call: Callable[[], object]) -> str:
     try:
         deadline = time.monotonic() + seconds
         while os.waitpid(pid, os.WNOHANG) == (0, 0):
-            if time.monotonic() > deadline:
+            if time.monotonic() > deadline + 1.0:  # by now it has shown its stack
                 os.kill(pid, 9)
                 os.waitpid(pid, 0)
-                pytest.fail(f"a forked child did not end within {seconds:g} s")
+                pytest.fail(f"a forked child did not end within {seconds:g} s: {os.read(read, 4000).decode()}")
             time.sleep(0.01)
         return os.read(read, 4000).decode()
     finally:
