@@ -183,7 +183,7 @@ class RedisConsumer(Holder):
                 continue
             if self._buffer:
                 buffer = self._buffer
-                excess = len(self._held) + self._leaving - self._credit
+                excess = len(self._held) - self._credit
                 if excess > 0:
                     self._return(list(buffer)[-excess:])
                     continue
@@ -218,11 +218,13 @@ class RedisConsumer(Holder):
         self._spoilt_from = first if not self._spoilt_from else min(first, self._spoilt_from)
         self._current = False
 
-    def _room(self, limit: int) -> int:
+    def _room(self, limit: int, *, ahead: bool = False) -> int:
+        """Return how many to claim; ahead of time what is being settled counts as settled."""
         with self._state:
-            if self._bytes >= self._max_bytes and (self._held or self._leaving):
+            leaving = 0 if ahead else self._leaving
+            if self._bytes >= self._max_bytes and (self._held or leaving):
                 return 0
-            return min(limit, self._credit - len(self._held) - self._leaving, _MOST_AT_ONCE)
+            return min(limit, self._credit - len(self._held) - leaving, _MOST_AT_ONCE)
 
     def _claim_arguments(self, name: str, room: int) -> list[Any]:
         """Return the arguments of a claim; its receipts are used up."""
@@ -288,7 +290,7 @@ class RedisConsumer(Holder):
 
     def _claim_ahead(self, limit: int) -> None:
         """Send the claim for the next batch; its answer is read by the next fetch."""
-        room = self._room(limit)
+        room = self._room(limit, ahead=True)
         name, first = self.id, self._next
         if room <= 0 or not name or not self._current:
             return

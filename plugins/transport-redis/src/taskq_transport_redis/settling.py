@@ -5,9 +5,9 @@ from __future__ import annotations
 import base64
 import os
 import threading
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import msgspec
 
@@ -58,6 +58,16 @@ class Place:
     """Held for a round trip of the settling connection."""
     bell: Bell | None = None
     """What wakes the intake thread, where several consumers share it."""
+
+
+class _Ending(NamedTuple):
+    """Deliveries that one script ends."""
+
+    name: str
+    """Of the consumer that held them."""
+    held: dict[int, tuple[int, int]]
+    settlements: Sequence[Settlement]
+    commits: Sequence[Commit]
 
 
 class Holder:
@@ -139,78 +149,73 @@ class Holder:
     def _end(self, parts: Sequence[Part]) -> list[Lost]:
         """End deliveries; the server is at work on one part while the next is put together. Raises: TransportError."""
         lost: list[Lost] = []
-        endings: list[tuple[str, dict[int, tuple[int, int]]]] = []
+        endings = [ending for part in parts if (ending := self._ending(*part, lost)).held]
+        runs = ((scripts.SETTLE, self._keys, (e.name, self._prefix, *self._settle_arguments(e))) for e in endings)
         with self._settling:
             try:
-                answers = self._settles.scripts(self._runs(parts, endings, lost))
+                answers = self._settles.scripts(runs) if endings else []
             except BaseException as error:
                 self._settles.close()  # answers may be under way that nobody will read
-                if not endings:
-                    raise
-                answers = [error] * len(endings)
+                answers = [error]
+        answers += answers[-1:] * (len(endings) - len(answers))  # an error, after which nothing was sent
         problem: BaseException | None = None
-        for (name, ended), answer in zip(endings, answers, strict=True):
+        for ending, answer in zip(endings, answers, strict=True):
             answer = self._problem(answer) if isinstance(answer, ServerError) else answer
             if isinstance(answer, LeaseLost):
-                self._left(ended, name)
-                self.expired(name)
-                lost += [Lost(receipt, _GONE) for receipt in ended]
+                self._left(ending)
+                self.expired(ending.name)
+                lost += [Lost(receipt, _GONE) for receipt in ending.held]
             elif isinstance(answer, BaseException):
-                self._kept(ended, name)
+                self._kept(ending)
                 problem = problem or answer
             else:
-                self._left(ended, name)
+                self._left(ending)
         if problem is not None:
             raise problem
         return lost + self.losses() if self._losses else lost
 
-    def _runs(
-        self, parts: Sequence[Part], endings: list[tuple[str, dict[int, tuple[int, int]]]], lost: list[Lost]
-    ) -> Iterator[Run]:
-        """Yield the script of each part; note what it ends, and what was lost before."""
-        for settlements, commits in parts:
-            ended: dict[int, tuple[int, int]] = {}
-            known = len(lost)
-            with self._state:
-                name = self.id
-                pop = self._held.pop
-                for s in settlements:
-                    entry = pop(s.receipt, None)
-                    if entry is None:
-                        lost.append(Lost(s.receipt, NOT_HELD))
-                    else:
-                        ended[s.receipt] = entry
-                self._leaving += len(ended)
-            if ended:
-                endings.append((name, ended))
-                kept = _without(settlements, commits, ended) if len(lost) > known else (settlements, commits)
-                yield scripts.SETTLE, self._keys, (name, self._prefix, *self._settle_arguments(*kept, ended))
-
-    def _kept(self, ended: dict[int, tuple[int, int]], name: str) -> None:
-        """Note that nothing is known of these, so that all of it is held still, unless the lease was lost meanwhile."""
+    def _ending(self, settlements: Sequence[Settlement], commits: Sequence[Commit], lost: list[Lost]) -> _Ending:
+        """Take deliveries out of what is held; note those that were not."""
+        held: dict[int, tuple[int, int]] = {}
+        known = len(lost)
         with self._state:
-            self._leaving -= len(ended)
-            if self.id == name:
-                self._held.update(ended)
+            name = self.id
+            pop = self._held.pop
+            for s in settlements:
+                entry = pop(s.receipt, None)
+                if entry is None:
+                    lost.append(Lost(s.receipt, NOT_HELD))
+                else:
+                    held[s.receipt] = entry
+            self._leaving += len(held)
+        if len(lost) > known:
+            settlements, commits = _without(settlements, commits, held)
+        return _Ending(name, held, settlements, commits)
+
+    def _kept(self, ending: _Ending) -> None:
+        """Note that nothing is known of it, so that all of it is held still, unless the lease was lost meanwhile."""
+        with self._state:
+            self._leaving -= len(ending.held)
+            if self.id == ending.name:
+                self._held.update(ending.held)
             else:
-                self._losses += [Lost(receipt, _GONE) for receipt in ended]
+                self._losses += [Lost(receipt, _GONE) for receipt in ending.held]
 
-    def _left(self, ended: dict[int, tuple[int, int]], name: str) -> None:
+    def _left(self, ending: _Ending) -> None:
         with self._state:
-            self._leaving -= len(ended)
-            if self.id == name:
-                self._bytes -= sum(size for _, size in ended.values())
+            self._leaving -= len(ending.held)
+            if self.id == ending.name:
+                self._bytes -= sum(size for _, size in ending.held.values())
         if self._starved:
             self._bell.ring()
 
-    def _settle_arguments(
-        self, settlements: Sequence[Settlement], commits: Sequence[Commit], ended: dict[int, tuple[int, int]]
-    ) -> list[Any]:
+    def _settle_arguments(self, ending: _Ending) -> list[Any]:
+        settlements, commits, held = ending.settlements, ending.commits, ending.held
         acks: dict[int, list[int]] = {}
         back: list[Any] = []
         for s in settlements:
             receipt = s.receipt
-            queue = ended[receipt][0]
+            queue = held[receipt][0]
             if s.kind != RELEASE:
                 if queue in acks:
                     acks[queue].append(receipt)
@@ -229,7 +234,7 @@ class Holder:
             for outbound in c.follow_ups:
                 delay = max(0, round(outbound.delay * 1000))
                 receipt = c.settlement.receipt
-                follow += (outbound.queue, outbound.priority, delay, ended[receipt][0], receipt)
+                follow += (outbound.queue, outbound.priority, delay, held[receipt][0], receipt)
                 frames.append(delayed_member(outbound) if delay else frame(outbound))
         records = [c.record for c in commits if c.record is not None]
         keys, values, ttls = record_arguments(records, self._prefix)
