@@ -32,7 +32,7 @@ def test_successors_follow_one_by_one(sqs_url: str) -> None:
         transport.send(messages(*"12345", group="g"))
         seen = []
         for _ in range(5):
-            (delivery,) = collect(consumer, 1)
+            (delivery,) = collect(consumer, 1, limit=10)
             nothing(consumer, 0.0)
             seen.append(delivery.payload.decode())
             assert delivery.group == "g"
@@ -44,32 +44,32 @@ def test_successors_follow_one_by_one(sqs_url: str) -> None:
 def test_a_released_message_takes_its_successors_along(sqs_url: str) -> None:
     with fifo(sqs_url) as (transport, consumer):
         transport.send(messages(*"1234", group="g"))
-        (first,) = collect(consumer, 1)
+        (first,) = collect(consumer, 1, limit=10)
         assert not consumer.settle([Settlement(first.receipt, RELEASE)])
         other = consumer_of(transport)
-        (again,) = collect(other, 1)  # all of the group is back, or the server would keep it locked
+        (again,) = collect(other, 1, limit=10)  # all of the group is back, or the server would keep it locked
         assert again.payload == b"1"
         assert again.deliveries == 2
         ack(other, [again])
-        assert payloads(collect(other, 1)) == ["2"]
+        assert payloads(collect(other, 1, limit=10)) == ["2"]
         other.close()
-        assert payloads(collect(consumer, 1)) == ["2"]
+        assert payloads(collect(consumer, 1, limit=10)) == ["2"]
 
 
 def test_a_delayed_release_holds_the_group(sqs_url: str) -> None:
     with fifo(sqs_url) as (transport, consumer):
         transport.send(messages(*"12", group="g"))
-        (first,) = collect(consumer, 1)
+        (first,) = collect(consumer, 1, limit=10)
         began = time.monotonic()
         assert not consumer.settle([Settlement(first.receipt, RELEASE, delay=0.9)])
-        assert payloads(collect(consumer, 1)) == ["1"]
+        assert payloads(collect(consumer, 1, limit=10)) == ["1"]
         assert time.monotonic() - began > 0.9
 
 
 def test_successors_are_renewed_with_the_first(sqs_url: str) -> None:
     with fifo(sqs_url, lease_s=2) as (transport, consumer):
         transport.send(messages(*"123", group="g"))
-        (first,) = collect(consumer, 1)
+        (first,) = collect(consumer, 1, limit=10)
         other = consumer_of(transport)
         until = time.monotonic() + 5.0
         while time.monotonic() < until:
@@ -78,7 +78,7 @@ def test_successors_are_renewed_with_the_first(sqs_url: str) -> None:
         for expected in "123":
             ack(consumer, [first])
             if expected != "3":
-                (first,) = collect(consumer, 1)
+                (first,) = collect(consumer, 1, limit=10)
                 assert first.payload.decode() == chr(ord(expected) + 1)
                 assert first.deliveries == 1
 
@@ -86,11 +86,11 @@ def test_successors_are_renewed_with_the_first(sqs_url: str) -> None:
 def test_a_lost_lease_of_the_first_keeps_the_order(sqs_url: str) -> None:
     with fifo(sqs_url, lease_s=1) as (transport, consumer):
         transport.send(messages(*"123", group="g"))
-        (first,) = collect(consumer, 1)
+        (first,) = collect(consumer, 1, limit=10)
         other = consumer_of(transport)
         seen = []
         for _ in range(3):
-            (delivery,) = collect(other, 1)
+            (delivery,) = collect(other, 1, limit=10)
             seen.append(delivery.payload.decode())
             ack(other, [delivery])
         assert seen == [*"123"]
@@ -101,13 +101,13 @@ def test_nothing_overtakes_a_successor_that_was_lost(sqs_url: str, meddler: Medd
     """The server refuses to renew the second of three that are held, and has it again; the third waits for it."""
     with fifo(through(sqs_url, meddler.port), lease_s=2) as (transport, consumer):
         transport.send(messages(*"123", group="g"))
-        (first,) = collect(consumer, 1)
+        (first,) = collect(consumer, 1, limit=10)
         meddler.rule = fail_entry(1, "MessageNotInflight", sender=True)
         assert not consumer.extend([first.receipt])
         ack(consumer, [first])
         seen = []
         for _ in range(2):
-            (delivery,) = collect(consumer, 1)
+            (delivery,) = collect(consumer, 1, limit=10)
             seen.append(delivery.payload)
             ack(consumer, [delivery])
         assert seen == [b"2", b"3"]
@@ -144,7 +144,7 @@ def test_a_repeated_send_is_dropped_and_a_new_attempt_is_not(sqs_url: str) -> No
             assert not transport.send([Outbound(id=message_id, queue="q", payload=message_id.encode(), group="g")])
         seen = []
         for _ in range(2):
-            (delivery,) = collect(consumer, 1)
+            (delivery,) = collect(consumer, 1, limit=10)
             seen.append(delivery.payload)
             ack(consumer, [delivery])
         assert seen == [b"same", b"same.1"]
@@ -163,7 +163,7 @@ def test_countdown_on_an_ordered_queue_is_refused(sqs_url: str) -> None:
         (failure,) = transport.send([*messages("later", delay=5), *messages("now")])
         assert (failure.index, failure.retryable, failure.maybe_sent) == (0, False, False)
         assert "countdown" in failure.reason
-        assert payloads(collect(consumer, 1)) == ["now"]
+        assert payloads(collect(consumer, 1, limit=10)) == ["now"]
 
 
 def test_ordered_and_standard_do_not_mix(sqs_url: str) -> None:
@@ -181,7 +181,7 @@ def test_ordered_and_standard_do_not_mix(sqs_url: str) -> None:
 def test_group_names_of_any_kind(sqs_url: str) -> None:
     with fifo(sqs_url) as (transport, consumer):
         assert not transport.send(messages("a", group="Łódź 50%"))
-        assert collect(consumer, 1)[0].group == "Łódź 50%"
+        assert collect(consumer, 1, limit=10)[0].group == "Łódź 50%"
         (failure,) = transport.send(messages("b", group="x" * 200))
         assert not failure.retryable
 
