@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 
@@ -107,6 +108,49 @@ def test_a_queue_subscribed_later_gets_its_share(make: Make, credit: int) -> Non
         ack(taker, [held.pop(0)])
         held += taker.fetch(1, 0.1).deliveries
     assert b"399" not in {d.payload for d in held}, "the later queue had to wait for the end of the first"
+
+
+@pytest.mark.parametrize("limit", [1, 20])
+def test_weights_are_kept_while_messages_are_pushed(make: Make, limit: int) -> None:
+    """Of what has arrived; a queue that the server is slow to push from is not waited for."""
+    transport = make("classic")
+    weights = {"a": 1, "b": 3, "c": 6}
+    for queue in weights:
+        send(transport, *numbers(400), queue=queue)
+    taker = transport.consumer()
+    taker.credit(1000, 1 << 30)
+    taker.subscribe([Subscription(q, w) for q, w in weights.items()], order="weighted")
+    counts: Counter[str] = Counter()
+    for goal in (150, 300):  # the shares settle while the first messages are worked off
+        counts.clear()
+        while counts.total() < goal:
+            found = collect(taker, 1, limit=limit)
+            counts.update(d.queue for d in found)
+            ack(taker, found)
+            end = time.monotonic() + PATIENCE
+            while any(source.room > 0 for source in taker._intake.sources.values()):
+                assert time.monotonic() < end
+                assert taker._channel is not None
+                taker._channel.link.read_now()
+    assert counts["a"] * 1.5 < counts["b"], counts
+    assert counts["b"] * 1.2 < counts["c"], counts
+
+
+def test_a_flood_does_not_hold_up_another_queue(make: Make) -> None:
+    """One queue was allowed for everything before the other had anything."""
+    transport = make("classic")
+    send(transport, *numbers(3000), queue="flood")
+    taker = consumer_of(transport, "flood", "b", credit=2000)
+    for _ in range(5):
+        ack(taker, collect(taker, 1, limit=100))
+    send(transport, *numbers(200), queue="b")
+    counts: Counter[str] = Counter()
+    while counts["b"] < 200:
+        found = persistently(lambda: taker.fetch(50, 1.0)).deliveries
+        counts.update(d.queue for d in found)
+        time.sleep(0.05)  # work; the shares are looked at that often
+        ack(taker, found)
+    assert counts["flood"] < 2000, counts
 
 
 def test_a_consumer_never_holds_more_than_its_credit(make: Make) -> None:

@@ -178,10 +178,8 @@ class AmqpConsumer:
             rung = self._heard()
             if channel.cancelled:
                 self._deleted(channel)
-            look = 3600.0
-            if not pull:
-                look = intake.ask(channel, self._wanted(limit + ahead))
-            elif not channel.buffer:
+            look = 0.0 if pull else intake.ask(channel, self._wanted(limit + ahead))
+            if pull and not channel.buffer:
                 intake.pull(channel, limit)
             if not channel.buffer:
                 channel.link.read_now()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections import deque
 from collections.abc import Sequence, Sized
@@ -19,6 +20,7 @@ _TURN_S = 0.05
 _QUIET_S = 0.05
 """After how long without a message a queue leaves what it does not use to others."""
 _LOOK_S = 0.25
+_LONG_S = 3600.0
 _UNSEEN = 10_000
 _ENOUGH = 16
 """Credit beyond one message from each queue with which pushing serves a single busy queue well enough."""
@@ -27,8 +29,9 @@ _ENOUGH = 16
 class Intake:
     """The subscribed queues, and how much of their messages is asked for.
 
-    Each queue may always push one message, so that one in a quiet queue is not passed over; these come on top of what
-    the kernel asks for, within the credit. All else goes to queues that use up what they have.
+    Each queue may always push a little (one message, or more by its weight), so that nothing in a quiet queue is passed
+    over; that comes on top of what the kernel asks for, within the credit. All else goes to the queues that use up what
+    they have, by weight. So what arrives is in proportion, and can be handed out as it comes.
     """
 
     def __init__(self, held: Sized) -> None:
@@ -39,6 +42,7 @@ class Intake:
         self._sorted = False
         self._turn = 0
         self._shrunk = 0
+        self._looked = 0.0
         self._unseen: dict[int, int] = {}
         """How often messages were pushed here and left again without having been handed out."""
 
@@ -53,12 +57,17 @@ class Intake:
         self.sources, self._order = wanted, order
         strict = order == "strict" and len(wanted) > 1
         self._sorted = strict or any(source.classic for source in wanted.values())
+        lightest = min((source.weight for source in wanted.values()), default=1)
+        for source in wanted.values():
+            source.least = min(_ENOUGH, round(source.weight / lightest)) if order == "weighted" else 1
         return gone
 
     def restart(self) -> None:
         """Take note of a new connection, on which nothing is asked for yet."""
         # what the old connection still says is about the sources that it knew
-        self.sources = {s.queue: Source(s.queue, s.rank, s.weight, classic=s.classic) for s in self.sources.values()}
+        for name, old in self.sources.items():
+            self.sources[name] = Source(name, old.rank, old.weight, classic=old.classic)
+            self.sources[name].least = old.least
 
     def wants(self, source: Source) -> bool:
         """Whether a queue is subscribed still."""
@@ -66,8 +75,8 @@ class Intake:
 
     def pulls(self) -> bool:
         """Whether messages are asked for one by one: for what pushing cannot do."""
-        count = len(self.sources)
-        return count > 1 and (self._order == "strict" or self.credit < count + min(count, _ENOUGH))
+        count, least = len(self.sources), sum(source.least for source in self.sources.values())
+        return count > 1 and (self._order == "strict" or self.credit < least + min(count, _ENOUGH))
 
     # --------------------------------------------------------------------------------------------------- pushing
 
@@ -77,16 +86,16 @@ class Intake:
         What is far too much is withdrawn.
         """
         sources = list(self.sources.values())
-        least, have = len(sources), channel.capacity()
+        least, have = sum(source.least for source in sources), channel.capacity()
         here = len(self._held) + len(channel.buffer)
-        wait = 3600.0
-        if least == 1:
+        wait = _LONG_S
+        if len(sources) == 1:
             want = max(want, min(1, self.credit))
         else:
-            lacking = here < want or any(s.open == 0 for s in sources)
-            want = min(self.credit, want + sum(1 for s in sources if s.room > 0 or s.open == 0))
-            if lacking and want <= have:
-                wait = self._reclaim(channel, sources)
+            lacking = here < want
+            want = min(self.credit, want + sum(min(s.least, s.room) if s.open else s.least for s in sources))
+            if want <= have:
+                wait = self._reclaim(channel, sources, lacking=lacking)
         if want * 4 < have and have > least * 2:
             self._shrunk += 1
             if self._shrunk > 3:  # not for a single small fetch between large ones
@@ -102,40 +111,48 @@ class Intake:
         return wait
 
     def _grow(self, channel: ConsumeChannel, sources: list[Source], more: int) -> None:
-        """Let the server push more: one message from each queue, the rest to those that use up what they have."""
-        if more <= 0:
-            return
+        """Let the server push more: the least from each queue, the rest to those that use up what they have."""
         if len(sources) == 1:
-            channel.widen([(sources[0], more)])
-            return
-        sizes = [(source, 1) for source in sources if source.open == 0][:more]
-        more -= len(sizes)
-        hungry = [source for source in sources if source.open and source.room <= 0]
-        if more > 0 and hungry:
-            start = self._turn % len(hungry)
-            self._turn += 1
-            total, left = sum(source.weight for source in hungry), more
-            for source in hungry[start:] + hungry[:start]:
-                share = min(left, -(-more * source.weight // total))
-                if share > 0:
-                    sizes.append((source, share))
-                    left -= share
-        channel.widen(sizes)
+            sizes = [(sources[0], more)]
+        else:
+            sizes = []
+            for source in sources:
+                if source.open == 0:
+                    sizes.append((source, min(more, source.least)))
+                    more -= sizes[-1][1]
+            hungry = [source for source in sources if source.open and source.full]
+            level = (sum(source.open for source in hungry) + more) / max(1, sum(source.weight for source in hungry))
+            for source in sorted(hungry, key=lambda source: source.open / source.weight):
+                share = max(0, math.ceil(level * source.weight) - source.open)
+                if len(hungry) < len(sources):  # in steps, for others may be about to show that they have messages too
+                    share = min(share, source.open * 3)
+                sizes.append((source, min(more, share)))
+                more -= sizes[-1][1]
+        channel.widen([(source, size) for source, size in sizes if size > 0])
 
-    def _reclaim(self, channel: ConsumeChannel, sources: list[Source]) -> float:
-        """Withdraw what quiet queues leave unused, where others lack it; return the seconds after which to look again.
+    def _reclaim(self, channel: ConsumeChannel, sources: list[Source], *, lacking: bool) -> float:
+        """Withdraw what quiet queues leave unused and what busy ones have beyond their share, where others lack it.
 
-        The others get it when the server has said that nothing more comes from there.
+        The others get it when the server has said that nothing more comes from there. Return the seconds after which
+        to look again.
         """
-        if not any(source.room <= 0 for source in sources):
-            return 3600.0
-        spare = [source for source in sources if source.room > 1]
         now = time.monotonic()
-        quiet = {source for source in spare if now - source.seen >= _QUIET_S}
-        if not quiet and any(s.open == 0 for s in sources) and sum(s.open for s in sources) >= self.credit:
-            quiet = {max(sources, key=lambda source: source.open)}  # so that no queue may push nothing at all
-        if quiet:
-            channel.cancel(quiet, answered=True)
+        if now - self._looked < _QUIET_S:
+            return _QUIET_S
+        self._looked = now
+        hungry = [source for source in sources if source.full or source.open == 0]
+        if not hungry:
+            return _LONG_S
+        spare = [source for source in sources if source.room > source.least] if lacking else []
+        back = {source for source in spare if now - source.seen >= _QUIET_S}
+        if not back:
+            level = sum(source.open for source in hungry) / sum(source.weight for source in hungry)
+            if any(source.open + 1 < level * source.weight for source in hungry):
+                back = {source for source in hungry if source.open > level * source.weight * 1.5}
+        for source in hungry:
+            source.full = source.room <= 0
+        if back:
+            channel.cancel(back, answered=True)
         return _QUIET_S if spare else _LOOK_S
 
     # --------------------------------------------------------------------------------------------------- pulling
@@ -178,7 +195,7 @@ class Intake:
             start = self._turn % len(closed)
             closed = closed[start:] + closed[:start]
         channel.widen([(source, 1) for source in closed[: max(0, room)]])
-        return _TURN_S if room < len(closed) else 3600.0
+        return _TURN_S if room < len(closed) else _LONG_S
 
     # ------------------------------------------------------------------------------------------ what was pushed
 

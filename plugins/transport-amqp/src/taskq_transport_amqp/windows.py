@@ -30,17 +30,21 @@ _connections = itertools.count(1)
 class Source:
     """A queue that is subscribed."""
 
-    __slots__ = ("classic", "open", "queue", "rank", "room", "seen", "weight")
+    __slots__ = ("classic", "full", "least", "open", "queue", "rank", "room", "seen", "weight")
 
     def __init__(self, queue: str, rank: int, weight: int, *, classic: bool) -> None:
         self.queue = queue
         self.classic = classic
         self.rank = rank
         self.weight = max(1, weight)
+        self.least = 1
+        """How much it may push even while it is quiet."""
         self.open = 0
         """What its active windows let through."""
         self.room = 0
-        """How much of that could still be pushed now; 0 where the queue may have more than it is let."""
+        """How much of that could still be pushed now."""
+        self.full = False
+        """Whether there was no room left of late: the queue may have more than it is let."""
         self.seen = 0.0
         """When something came last, on the monotonic clock."""
 
@@ -103,6 +107,8 @@ class ConsumeChannel(Channel):
                 if window.active:
                     source = window.source
                     source.room -= 1
+                    if source.room <= 0:
+                        source.full = True
                     source.seen = now
                 buffer.append((incoming, window))
 
@@ -152,6 +158,7 @@ class ConsumeChannel(Channel):
             with self._state:
                 source.open += size
                 source.room += size
+                source.full = False
             frames += (
                 wire.method_frame(self.number, spec.Basic.Qos(0, size, False)),
                 wire.method_frame(self.number, spec.Basic.Consume(queue=source.queue, consumer_tag=tag, nowait=True)),
