@@ -34,24 +34,21 @@ def test_killed_workers_lose_nothing(site: Site) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(120)
-def test_a_killed_broker_loses_nothing_accepted(served: Site, request: pytest.FixtureRequest) -> None:
+@pytest.mark.timeout(300)
+def test_a_killed_broker_loses_nothing_accepted(served: Site) -> None:
     """kill -9 and restart, twice, while workers work and somebody sends; what was accepted is run."""
-    if served.broker.name == "amqp":
-        reason = "AMQP: what was only prefetched when the broker died counts as started; after five times it is dead"
-        request.applymarker(pytest.mark.xfail(reason=reason, strict=False))
     n = 20_000 if SOAK else 600
     app = served.app()
     half = n // 2
     results = served.send(app, half)
     worker = served.worker().ready()
     for share in (0.2, 0.5):
-        eventually(lambda share=share: len(served.ran()) >= share * half, served, 30)  # type: ignore[misc]
+        eventually(lambda share=share: len(served.ran()) >= share * half, served, 60)  # type: ignore[misc]
         served.broker.kill()
         time.sleep(0.3)
         served.broker.start()
     results += served.send(app, half, first=half)
-    served.all_ran(n, LEASE + 5 + n * WORK)
+    served.all_ran(n, 60 + n * WORK)  # no promise says how soon a server is itself again
     if app.store is not None:
         assert results[-1].get(timeout=20) == n - 1
     assert worker.process.poll() is None, worker.output

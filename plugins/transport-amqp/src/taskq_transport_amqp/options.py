@@ -88,7 +88,7 @@ def capabilities(options: Any) -> Capabilities:
         routing=True,
         notes=(
             "Quorum queues are first in, first out until something is given back: a copy goes to the tail.",
-            "Quorum queues count a delivery that was pushed to a worker and never looked at.",
+            "Quorum queues count a delivery that was pushed to a worker and never looked at, unless it returns there.",
             "Quorum queues of RabbitMQ 3.x have no priorities: queue_type=classic has ten levels.",
             "On a cluster of three or more nodes quorum queues survive the loss of one.",
             "A queue may be declared with another type than the transport's, by its option 'type'.",
