@@ -8,6 +8,7 @@ import logging
 import os
 import selectors
 import socket
+import stat
 import time
 from collections import deque
 from collections.abc import Sequence
@@ -62,11 +63,11 @@ class Streams:
                 self.addresses.append(address)
             elif kind == "tcp":
                 host, _, port = rest.rpartition(":")
-                listener = _tcp_listener(host, 0 if port == "*" else int(port))
+                listener = _tcp_listener(host, 0 if port == "*" else _port(port))
                 self.addresses.append(f"tcp://{host}:{listener.getsockname()[1]}")
             else:
                 raise ValueError("an address begins with tcp:// or ipc://")
-        except (OSError, ValueError, OverflowError) as error:
+        except (OSError, ValueError) as error:
             raise AddressInUse(address, error) from error
         listener.setblocking(False)
         self._listeners.append(listener)
@@ -263,13 +264,20 @@ def _tcp_listener(host: str, port: int) -> socket.socket:
     return socket.create_server(("" if host == "*" else host, port), backlog=_BACKLOG)
 
 
+def _port(text: str) -> int:
+    port = int(text)
+    if not 0 <= port <= 65535:
+        raise ValueError(f"{port} is no port")
+    return port
+
+
 def _unix_listener(path: str) -> socket.socket:
     listener = socket.socket(socket.AF_UNIX)
     try:
         try:
             listener.bind(path)
         except OSError:
-            if _answers(path):
+            if not stat.S_ISSOCK(os.stat(path).st_mode) or _answers(path):
                 raise
             os.unlink(path)  # of a hub that was killed
             listener.bind(path)
@@ -287,5 +295,5 @@ def _answers(path: str) -> bool:
         except ConnectionRefusedError:
             return False
         except OSError:
-            return True  # or it is something else, which is left alone
+            return True  # who knows
     return True
