@@ -330,7 +330,7 @@ def test_a_stopped_worker_s_unfinished_task_goes_back_uncounted(
     for number in signals:
         worker.send_signal(number)
         time.sleep(0.05)
-    assert worker.wait(timeout=20) == code, (crash.folder / "log").read_text()
+    assert worker.wait(timeout=40) == code, (crash.folder / "log").read_text()
     if code == 3:
         (waiting,) = crash.app.transport.peek("default")  # type: ignore[attr-defined]
         assert (waiting.deliveries, waiting.in_flight) == (0, False)
@@ -343,7 +343,7 @@ def test_a_worker_without_work_ends_with_0(crash: Crash) -> None:
     worker = crash.worker("threads")
     _until(lambda: "ready" in (crash.folder / "log").read_text())
     worker.terminate()
-    assert worker.wait(timeout=20) == 0
+    assert worker.wait(timeout=40) == 0
 
 
 # ----------------------------------------------------------------------------------------------------------- the page

@@ -17,6 +17,7 @@ from tests.support.processes import Worker, eventually
 
 SOAK = bool(os.environ.get("TASKQ_SOAK"))
 LEASE = 10.0  # the default
+SLACK = 15.0  # what a busy machine may add
 TASKS = """
 import os, time
 from taskq import TaskQ
@@ -106,13 +107,13 @@ class Site:
             found = transport.stats(["default"]).get("default")
             return found is None or not (found.ready or found.in_flight or found.delayed)
 
-        eventually(settled, self, LEASE + 5)
+        eventually(settled, self, LEASE + SLACK)
         running = [w for w in self.workers if w.process.poll() is None]
         for worker in running:
             worker.send(signal.SIGTERM)
         for worker in running:
             assert worker.wait() == 0, worker.output
-        deadline = time.monotonic() + LEASE + 5
+        deadline = time.monotonic() + LEASE + SLACK
         while left := self.broker.left():
             if hasattr(transport, "maintain"):
                 transport.maintain(0.1)  # what a worker does from time to time; the last one is gone

@@ -9,7 +9,7 @@ import pytest
 
 from taskq.errors import SendFailed, StoreError, TransportError
 from taskq.testing import TcpProxy
-from tests.faults.conftest import LEASE, SOAK, Site
+from tests.faults.conftest import LEASE, SLACK, SOAK, Site
 from tests.support.processes import eventually
 
 
@@ -26,7 +26,7 @@ def test_cut_connections_lose_nothing(served: Site) -> None:
         for share in (0.1, 0.25, 0.4, 0.6):
             eventually(lambda share=share: len(set(served.ran())) >= share * n, served, 40)  # type: ignore[misc]
             proxy.cut()
-        served.all_ran(n, LEASE + 5 + 10)
+        served.all_ran(n, LEASE + SLACK + 10)
         assert worker.process.poll() is None, worker.output
         served.end_well()
 
@@ -46,7 +46,7 @@ def test_half_open_connections_are_noticed(served: Site) -> None:
         proxy.stall()
         time.sleep(LEASE + 2.0 if default else 3.0)  # longer than the timeout; by default than the lease, too
         proxy.heal()
-        served.all_ran(n, LEASE + 5 + 10)
+        served.all_ran(n, LEASE + SLACK + 10)
         assert worker.process.poll() is None, worker.output
         served.end_well()
 
@@ -103,7 +103,7 @@ def test_the_broker_is_down_at_start(served: Site) -> None:
     assert worker.process.poll() is None, f"it did not wait:\n{worker.output}"
     served.broker.start()
     served.send(served.app(), 5)
-    served.all_ran(5, LEASE + 5)
+    served.all_ran(5, LEASE + SLACK)
     assert "Traceback" not in worker.output
     served.end_well()
 

@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from tests.faults.conftest import LEASE, SOAK, Site
+from tests.faults.conftest import LEASE, SLACK, SOAK, Site
 from tests.support.processes import eventually
 
 WORK = 0.005
@@ -27,7 +27,7 @@ def test_killed_workers_lose_nothing(site: Site) -> None:
         victim.send(signal.SIGKILL)
         assert victim.wait() == -signal.SIGKILL
         workers.append(site.worker())
-    site.all_ran(n, LEASE + 5 + n * WORK)
+    site.all_ran(n, LEASE + SLACK + n * WORK)
     twice = len(site.ran()) - n
     assert twice <= 0.5 * n, "more was run again than the dead can have held"
     site.end_well()

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import pytest
 
 from taskq.testing import TcpProxy
-from tests.faults.conftest import LEASE, Site
+from tests.faults.conftest import LEASE, SLACK, Site
 from tests.support.processes import eventually
 
 N = 400
@@ -39,7 +39,7 @@ def test_a_partition_from_one_broker(make_site: Callable[[str], Site], own: str,
         eventually(lambda: set(range(N // 2, N)) <= set(site.ran()), site, 40)
         assert len(set(site.ran()) - before) < N, "nothing was cut off"
         (first if cut_off == "own" else further).heal()
-        site.all_ran(N, LEASE + 5 + 20)
+        site.all_ran(N, LEASE + SLACK + 10)
         assert worker.process.poll() is None, worker.output
         for place in (second, site):
             place.workers = site.workers
@@ -65,7 +65,7 @@ def test_one_broker_down_at_the_start(make_site: Callable[[str], Site], own: str
     assert "starts without it, and waits for it" in worker.output
     assert not set(range(50)) & set(site.ran())
     place.broker.start()
-    site.all_ran(100, LEASE + 5 + 20)
+    site.all_ran(100, LEASE + SLACK + 10)
     for each in (second, site):
         each.workers = site.workers
         each.end_well()

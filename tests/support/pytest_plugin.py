@@ -49,7 +49,7 @@ SERVER_FIXTURES = {
     "sqs_url",
     *(f"{name}_url" for name in SERVERS),
 }
-PATIENCE = 2.0  # seconds a thread or child process may take to end after its test
+PATIENCE = 5.0  # seconds a thread or child process may take to end after its test
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -23,7 +23,7 @@ def short_lease(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch)
 
 class TestStandard(TransportSuite):
     scheme = "sqs"
-    slack_s = 3.0  # leases are whole seconds
+    slack_s = 6.0  # leases are whole seconds
     random_s = 2.0
     fault_options = {"timeout": 1.0, "connect_timeout": 1.0}  # noqa: RUF012
     skip_reasons = {  # noqa: RUF012
@@ -46,7 +46,7 @@ class TestFifo(LeaseTests, CountingTests, OrderTests, SettlingTests):
     """All queues FIFO: what depends on the queue's kind."""
 
     scheme = "sqs"
-    slack_s = 3.0
+    slack_s = 6.0
     options = {"kind": "fifo"}  # noqa: RUF012
     skip_reasons = {  # noqa: RUF012
         "test_close_hands_back_uncounted_and_in_order": "as for standard queues: there is no order between groups",
