@@ -36,7 +36,7 @@ class ZeroMQOptions:
     timeout: float = option(10.0, help="longest time to wait for an answer", minimum=0.05, unit="s")
     heartbeat: float = option(
         5.0,
-        help="how often to look whether an idle connection stands; after three it is given up",
+        help="how often to look whether a connection that is waited on stands; after three it is given up",
         minimum=0.1,
         unit="s",
     )
