@@ -70,7 +70,7 @@ def test_every_public_name_is_documented() -> None:
 
 
 def test_every_task_option_is_documented() -> None:
-    from taskq.producer import CALL_OPTIONS
+    from taskq.call_options import CALL_OPTIONS
     from taskq.task import TASK_OPTIONS
 
     for page, options in (("tasks.md", TASK_OPTIONS), ("sending.md", CALL_OPTIONS)):
