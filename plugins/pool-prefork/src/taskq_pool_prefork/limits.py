@@ -16,7 +16,7 @@ from taskq_pool_prefork.protocol import ACTED, RECALL_S, REQUESTED, STARTED, TAR
 
 log = logging.getLogger("taskq.pool.prefork")
 
-TICK_S: Final = 0.015
+TICK_S: Final = 0.01
 """How often is looked at children that have jobs one behind another: they send no word of each end."""
 SEEN_S: Final = 50e-6
 """Between reading on a board how much stands there and reading it; see RECALL_S."""
