@@ -14,7 +14,7 @@ from tests.support.steps import opening
 
 def opened(url: str, *, lease_s: float = 30.0, **options: Any) -> AbstractContextManager[SqsTransport]:
     (parsed,) = parse_urls(url)
-    options = {"timeout": 3.0, "connect_timeout": 3.0, **dict(parsed.query), **options}
+    options = {**dict(parsed.query), **options}
     config = TransportConfig(urls=(parsed.without_query(),), options=SqsOptions(**options), lease_s=lease_s)
     return opening(SqsTransport(config))
 

@@ -199,7 +199,7 @@ def own_server(server_url: Any) -> Iterator[_OwnServer]:
 
 def test_a_killed_server_is_found_again(own_server: _OwnServer) -> None:
     """ElasticMQ keeps all in memory, so messages die with it; what must not is the transport."""
-    with opened(own_server.server.url(), timeout=1.0) as transport:
+    with opened(own_server.server.url()) as transport:
         transport.send(messages("lost"))
         consumer = consumer_of(transport)
         (held,) = collect(consumer, 1)
