@@ -23,7 +23,6 @@ from taskq_lib_amqp.link import Link
 
 _SHIFT = 48
 _MOST = 65535
-_DONE_KEPT, _DONE_MOST = 32, 64
 _connections = itertools.count(1)
 
 
@@ -52,7 +51,7 @@ class Source:
 class Window:
     """One ``basic.consume``: the server pushes until ``size`` are unsettled."""
 
-    __slots__ = ("active", "ending", "outstanding", "size", "source", "tag")
+    __slots__ = ("active", "ending", "outstanding", "over", "size", "source", "tag")
 
     def __init__(self, source: Source, size: int, tag: bytes) -> None:
         self.source = source
@@ -60,7 +59,9 @@ class Window:
         self.tag = tag
         self.active = True
         self.ending = False
-        """Cancelled, and the server has not said yet that nothing more comes."""
+        """Cancelled, and what it could bring counts until it is over."""
+        self.over = False
+        """The server has said that nothing more comes."""
         self.outstanding = 0
 
     def settled(self) -> None:
@@ -88,7 +89,7 @@ class ConsumeChannel(Channel):
         self.cancelled: list[Window] = []
         """Windows that the server has ended."""
         self.returned = 0
-        """How many windows have ended at our wish, with the server's word for it."""
+        """How many windows have ended that counted until then."""
         self._low = 1
         """The lowest tag that is not settled; above it those in ``_gaps`` are."""
         self._gaps: set[int] = set()
@@ -120,8 +121,9 @@ class ConsumeChannel(Channel):
         elif isinstance(method, spec.Basic.CancelOk):
             window = self.windows.get(method.consumer_tag.encode())
             if window is not None:
+                window.over = True
+                self.returned += window.ending
                 window.ending = False
-                self.returned += 1
         elif not isinstance(method, spec.Basic.QosOk):
             super().on_method(method, properties, body)
 
@@ -136,11 +138,10 @@ class ConsumeChannel(Channel):
                 total += max(window.size, window.outstanding)
             elif window.outstanding:
                 total += window.outstanding
-            else:
+            elif window.over:
                 done.append(tag)
-        if len(done) > _DONE_MOST:  # the last words of a cancelled one may still be under way: keep some
-            for tag in done[:-_DONE_KEPT]:
-                del self.windows[tag]
+        for tag in done:
+            del self.windows[tag]
         return total
 
     def outstanding(self) -> int:
@@ -169,15 +170,14 @@ class ConsumeChannel(Channel):
     def cancel(self, sources: Iterable[Source], *, answered: bool = False) -> None:
         """Have nothing more pushed from these queues.
 
-        ``answered``: their windows count until the server has said that nothing more comes.
+        ``answered``: what their windows could still bring counts until the server has said that nothing more comes.
         """
         frames, chosen = [], set(sources)
         with self._state:
             for window in self.windows.values():
                 if window.active and window.source in chosen:
                     window.active, window.ending = False, answered
-                    cancel = spec.Basic.Cancel(window.tag.decode(), nowait=not answered)
-                    frames.append(wire.method_frame(self.number, cancel))
+                    frames.append(wire.method_frame(self.number, spec.Basic.Cancel(window.tag.decode())))
             for source in chosen:
                 source.open = source.room = 0
         if frames:
@@ -191,7 +191,7 @@ class ConsumeChannel(Channel):
                     window.active = False
                     window.source.open -= window.size
                     window.source.room -= window.size - window.outstanding
-                window.ending = False
+                window.over, window.ending = True, False
 
     def pull(self, source: Source) -> bool:
         """Ask for one message of a queue and buffer it; whether there was one. Raises: ChannelClosed."""
@@ -204,7 +204,7 @@ class ConsumeChannel(Channel):
             return False
         returns, priority = wire.facts(properties)
         window = Window(source, 0, f"get-{method.delivery_tag}".encode())
-        window.active = False
+        window.active, window.over = False, True
         self.windows[window.tag] = window
         incoming = wire.Incoming(window.tag, method.delivery_tag, bool(method.redelivered), returns, priority, body)
         self.on_deliveries([incoming])
