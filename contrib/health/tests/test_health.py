@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket as socketlib
 import subprocess
 import sys
 import threading
@@ -108,6 +109,26 @@ def test_addresses() -> None:
     assert parse("unix:/run/x") == "/run/x"
 
 
+def test_each_worker_has_the_address_of_its_name(tmp_path: Path) -> None:
+    """A dead worker's socket is in nobody's way; that of a living one, or another file, is never removed."""
+    socket, other = tmp_path / "mail-1.sock", tmp_path / "mail-2.sock"
+    options = {"health": {"address": f"unix:{tmp_path}/{{name}}.sock"}}
+    dead = socketlib.socket(socketlib.AF_UNIX)
+    dead.bind(str(socket))
+    dead.close()
+    other.write_text("kept")
+    with TaskQ("named", broker="memory://named", isolated=True, extensions=options) as app:
+        app.task(name="noop")(lambda: 1)
+        with app.worker(pool="solo", name="mail-1") as worker:
+            assert plugin._servers[worker].address == str(socket)
+            for name in ("mail-1", "mail-2"):
+                with pytest.raises(WorkerError, match="an address of its own"):
+                    app.worker(pool="solo", name=name).start()
+            assert socket.is_socket()
+    assert not socket.exists()
+    assert other.read_text() == "kept"
+
+
 def probe(folder: Path, *options: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "-m", "taskq", "health", *options], cwd=folder, env=environment(folder), check=False,
@@ -118,19 +139,22 @@ def probe(folder: Path, *options: str) -> subprocess.CompletedProcess[str]:
 def test_the_command_asks_a_worker_process(tmp_path: Path) -> None:
     socket = tmp_path / "h.sock"
     (tmp_path / "tasks.py").write_text(TASKS.format(folder=tmp_path))
-    (tmp_path / "taskq.toml").write_text(f'[extensions.health]\naddress = "unix:{socket}"\n')
-    nobody = probe(tmp_path)
+    (tmp_path / "taskq.toml").write_text(f'[extensions.health]\naddress = "unix:{tmp_path}/{{name}}.sock"\n')
+    nobody = probe(tmp_path, "--name", "h")
     assert nobody.returncode == 1
     assert "no worker answers" in nobody.stderr
-    worker = Worker(tmp_path, "-P", "solo").ready()
+    worker = Worker(tmp_path, "-P", "solo", "-n", "h").ready()
     try:
-        assert probe(tmp_path).returncode == 0
+        assert probe(tmp_path, "--name", "h").returncode == 0
+        nameless = probe(tmp_path)
+        assert nameless.returncode == 1
+        assert "--name" in nameless.stderr
         live = probe(tmp_path, "--live", "--address", f"unix:{socket}")
         assert (live.returncode, live.stdout) == (0, "live\n")
-        told = json.loads(probe(tmp_path, "--json").stdout)
+        told = json.loads(probe(tmp_path, "-n", "h", "--json").stdout)
         assert (told["pid"], told["ready"], told["pools"]) == (worker.process.pid, True, ["solo"])
         worker.send(signal.SIGSTOP)
-        stopped = probe(tmp_path, "--timeout", "0.5")
+        stopped = probe(tmp_path, "-n", "h", "--timeout", "0.5")
         assert stopped.returncode == 1
         worker.send(signal.SIGCONT)
         worker.send(signal.SIGTERM)

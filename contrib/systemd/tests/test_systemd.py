@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -55,6 +56,20 @@ def test_ready_signs_of_life_and_the_end(app: TaskQ, manager: Manager, monkeypat
         assert told["STATUS"].startswith(f"worker {worker.name}: 0 ended")
     assert manager.hear_until("STOPPING")["STOPPING"] == "1"
     assert not plugin._stops
+
+
+def test_a_worker_that_starts_anew_does_not_say_that_it_ends(app: TaskQ, manager: Manager) -> None:
+    """The manager would kill the new one for being still there at the end of its patience."""
+    with app.worker(pool="solo") as worker:
+        assert manager.hear()["READY"] == "1"
+        worker.restart_wanted = True  # as on HUP
+        before = time.monotonic()
+    told = manager.hear_until("RELOADING")
+    assert before <= int(told["MONOTONIC_USEC"]) / 1e6 + 1e-6
+    assert "STOPPING" not in told
+    manager.socket.settimeout(0.2)
+    with pytest.raises(TimeoutError):
+        manager.hear_until("STOPPING")
 
 
 def test_a_worker_that_is_not_live_gives_no_sign(

@@ -23,7 +23,7 @@ def taskq_worker_starting(worker: Any) -> None:
         return
     from taskq_contrib_health.server import ProbeServer
 
-    server = ProbeServer(worker, parse(options.address), tasks=options.tasks)
+    server = ProbeServer(worker, parse(options.address, worker.name), tasks=options.tasks)
     server.start()
     _servers[worker] = server
 

@@ -7,6 +7,7 @@ import json
 import os
 import socket
 import socketserver
+import stat
 import threading
 from http.server import BaseHTTPRequestHandler
 from typing import Any, ClassVar
@@ -32,8 +33,7 @@ class ProbeServer:
         self._path = address if isinstance(address, str) else None
         try:
             if isinstance(address, str):
-                with contextlib.suppress(FileNotFoundError):
-                    os.unlink(address)  # of a worker that was killed
+                _clear(address)
                 self._server: socketserver.BaseServer = _UnixServer(address, handler)
             else:
                 self._server = (_TcpServer6 if ":" in address[0] else _TcpServer)(address, handler)
@@ -64,6 +64,17 @@ class ProbeServer:
         if self._path is not None:
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(self._path)
+
+
+def _clear(path: str) -> None:
+    """Remove the socket of a worker that was killed; one that answers, and any other file, are in use."""
+    if not os.path.exists(path) or not stat.S_ISSOCK(os.stat(path).st_mode):
+        return
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as caller:
+        try:
+            caller.connect(path)
+        except ConnectionRefusedError:
+            os.unlink(path)
 
 
 class _TcpServer(socketserver.ThreadingTCPServer):

@@ -10,6 +10,7 @@ import logging
 import os
 import socket
 import threading
+import time
 from typing import Any
 
 from taskq.errors import WorkerError
@@ -59,8 +60,12 @@ def taskq_worker_ready(worker: Any) -> None:
 
 @hookimpl
 def taskq_worker_stopping(worker: Any) -> None:
-    """Say that the service ends; signs of life go on until it has."""
-    notify(STOPPING="1", STATUS=f"worker {worker.name} finishes what runs")
+    """Say that the service ends, or that it starts anew: what says that it ends is killed if it does not."""
+    status = f"worker {worker.name} finishes what runs"
+    if worker.restart_wanted:
+        notify(RELOADING="1", MONOTONIC_USEC=str(time.monotonic_ns() // 1000), STATUS=f"{status}, and starts anew")
+    else:
+        notify(STOPPING="1", STATUS=status)
 
 
 @hookimpl
