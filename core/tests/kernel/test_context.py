@@ -26,7 +26,7 @@ def test_the_request(rig: Any, app: TaskQ, pool: str) -> None:
         assert self is current_task()
         assert current_request() is self.request
 
-    eta = datetime.now(UTC) + timedelta(milliseconds=300)
+    eta = datetime.now(UTC) + timedelta(seconds=1.5)
     sent = task.apply_async(
         (1,), {"y": 2}, queue="special", priority=7, eta=eta, expires=60, headers={"tenant": "blue"}, task_id="own-id"
     )
