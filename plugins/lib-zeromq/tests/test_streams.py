@@ -156,6 +156,8 @@ def test_a_client_that_is_slow_gets_all_in_order(served: Served) -> None:
 
 def test_who_never_shakes_hands_is_dropped(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
     shaken = connected(served.address)
+    shaken.send(b"here")
+    assert next_of(shaken) == b"here"
     _, _, port = served.address.rpartition(":")
     with socket.create_connection(("127.0.0.1", int(port)), PATIENCE) as silent:
         assert silent.recv(100)

@@ -28,7 +28,7 @@ def keys(url: str) -> set[str]:
 class OnAHub(StoreSuite):
     scheme = "zeromq"
 
-    fault_options = {"timeout": 1.0, "connect_timeout": 1.0}  # noqa: RUF012
+    fault_options = {"timeout": 1.0, "connect_timeout": 3.0}  # noqa: RUF012
 
     def server_keys(self, url: str) -> set[str] | None:
         return keys(url)
@@ -37,7 +37,7 @@ class OnAHub(StoreSuite):
 class CoordinationOnAHub(CoordinationSuite):
     scheme = "zeromq"
 
-    fault_options = {"timeout": 1.0, "connect_timeout": 1.0}  # noqa: RUF012
+    fault_options = {"timeout": 1.0, "connect_timeout": 3.0}  # noqa: RUF012
 
     def server_keys(self, url: str) -> set[str] | None:
         return keys(url)
