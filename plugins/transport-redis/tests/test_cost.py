@@ -13,11 +13,20 @@ import pytest
 import redis
 
 from taskq.message import Outbound, Settlement
+from tests.support.redis_servers import OwnServer
 from tests.support.redis_transport import opened
 from tests.support.steps import ack, collect, consumer_of, messages
 
+pytestmark = pytest.mark.parametrize("redis_program", ["valkey"], indirect=True)
 SOAK = bool(os.environ.get("TASKQ_SOAK"))
 PAYLOAD = b"x" * 64
+
+
+@pytest.fixture
+def redis_url(redis_program: str) -> Iterator[str]:
+    """A server of its own: it counts what all its clients do, other tests' too."""
+    with OwnServer(redis_program) as server:
+        yield server.url()
 
 
 @contextmanager

@@ -223,7 +223,7 @@ class RedisLink:
     def _send(self, packed: bytes, count: int) -> None:
         idle = self._pending <= 0 and not self.streaming
         # nothing is due, so that input is the end, or a parting word: what was sent now would be sent in vain
-        if idle and self._sock is not None and (self._doomed or self._has_input() or ready((self._sock,), 0.0)):
+        if idle and self._sock is not None and (self._doomed or self.has_input() or ready((self._sock,), 0.0)):
             self.close()
         if self._sock is None:
             self._connect()
@@ -266,8 +266,8 @@ class RedisLink:
         except (ServerError, TaskQError) as error:
             return error
 
-    def _has_input(self) -> bool:
-        """Whether there is input that the socket does not tell of any more."""
+    def has_input(self) -> bool:
+        """Whether there is input that the socket does not tell of any more: it was read with what came before."""
         return bool(self._reader.has_data()) or (hasattr(self._sock, "pending") and self._sock.pending() > 0)
 
     def readable(self, timeout: float, also: Source | None = None) -> bool:
@@ -275,7 +275,7 @@ class RedisLink:
         if self._sock is None:
             self._connect()
         sock = self._sock
-        return self._has_input() or sock.fileno() in ready((sock,) if also is None else (sock, also), timeout)
+        return self.has_input() or sock.fileno() in ready((sock,) if also is None else (sock, also), timeout)
 
     @property
     def connected(self) -> bool:

@@ -16,8 +16,16 @@ from taskq.message import Record
 
 RANK = 17
 PUT_LUA = """
+local ends = {}
 local function put(key, value, ttl)
-  if redis.call('SET', key, value, 'PX', ttl, 'NX') then return true end
+  -- as a time, not from now: that the server would work out again for its log, for each key
+  local at = ends[ttl]
+  if not at then
+    local t = redis.call('TIME')
+    at = string.format('%.0f', t[1] * 1000 + math.floor(t[2] / 1000) + ttl)
+    ends[ttl] = at
+  end
+  if redis.call('SET', key, value, 'PXAT', at, 'NX') then return true end
   local old = redis.pcall('GETRANGE', key, 0, 16)
   if type(old) == 'string' and old ~= '' then
     local new = string.sub(value, 1, 17)
@@ -26,7 +34,7 @@ local function put(key, value, ttl)
       return false
     end
   end
-  redis.call('SET', key, value, 'PX', ttl)
+  redis.call('SET', key, value, 'PXAT', at)
   return true
 end
 """

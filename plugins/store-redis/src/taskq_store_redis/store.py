@@ -149,10 +149,11 @@ class RedisStore(PushedResults[RedisLink], RedisCoordination):
 
     def _hear(self, channel: RedisLink, pause: float, bell: Bell) -> Iterator[Record]:
         try:
-            while channel.readable(pause, bell):
+            more = channel.readable(pause, bell)
+            while more:
                 kind, _, data = channel.receive()
                 if kind == b"message":
                     yield from pushed_records(data)
-                pause = 0.0
+                more = channel.has_input()
         except (ServerError, ValueError, TypeError, msgspec.MsgspecError):
             channel.close()  # not ours: somebody else publishes there

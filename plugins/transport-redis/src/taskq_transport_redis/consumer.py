@@ -332,7 +332,7 @@ class RedisConsumer(Holder):
         if self._blocked or not self._subscribed or room <= 0:
             # nothing may be taken: listening for bells would take them from those who can
             self._starved = True
-            if not self._subscribed or self._room(1) <= 0 or self._blocked:
+            if not self._subscribed or self._room(limit) <= 0 or self._blocked:
                 ready((self._bell,), min(left, poll))
             self._starved = False
             self._bell.hush()
