@@ -337,7 +337,7 @@ def test_a_half_open_connection_is_noticed(make: Make, rabbitmq_url: str) -> Non
     assert url.port is not None
     with TcpProxy(url.host, url.port) as proxy:
         through = Url(url.scheme, url.username, url.password, "127.0.0.1", proxy.port, url.path).raw()
-        transport = make(through, heartbeat=1, timeout=1.0, connect_timeout=1.0)
+        transport = make(through, heartbeat=1, timeout=PATIENCE, connect_timeout=PATIENCE)
         taker = consumer_of(transport)
         assert not transport.send(messages("a"))
         held = collect(taker, 1)
