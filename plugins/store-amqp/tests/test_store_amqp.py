@@ -17,7 +17,7 @@ from taskq.spi import ReadableBy, StoreConfig, parse_urls
 from taskq_store_amqp.options import MAX_RECORD_BYTES, AmqpStoreOptions
 from taskq_store_amqp.store import AmqpStore
 from tests.support.rabbitmq_servers import names
-from tests.support.steps import opening
+from tests.support.steps import PATIENCE, opening
 
 Make = Callable[..., AmqpStore]
 
@@ -27,7 +27,8 @@ def make(rabbitmq_url: str) -> Iterator[Make]:
     with ExitStack() as stack:
 
         def one(**options: Any) -> AmqpStore:
-            config = StoreConfig(urls=parse_urls(rabbitmq_url), options=AmqpStoreOptions(**{"timeout": 3.0, **options}))
+            chosen = AmqpStoreOptions(timeout=PATIENCE, **options)
+            config = StoreConfig(urls=parse_urls(rabbitmq_url), options=chosen)
             return stack.enter_context(opening(AmqpStore(config)))
 
         yield one
@@ -42,7 +43,7 @@ def test_only_the_caller_can_read(make: Make) -> None:
     assert caller.capabilities.readable_by is ReadableBy.CALLER
     other.reply_address()
     assert not worker.put([record("t", caller)])
-    assert [r.payload for r in caller.wait(["t"], 5.0)] == [b"done"]
+    assert [r.payload for r in caller.wait(["t"], PATIENCE)] == [b"done"]
     assert other.get(["t"]) == [None]
     assert worker.get(["t"]) == [None]
     assert [r and r.payload for r in caller.get(["t"])] == [b"done"], "a second look finds it, too"
@@ -54,7 +55,7 @@ def test_each_caller_gets_its_own_of_one_batch(make: Make) -> None:
     assert not worker.put([*batch, record("nobody", None)])
     for n, caller in enumerate(callers):
         wanted = {f"{n}-{i}" for i in range(200)}
-        end = time.monotonic() + 10
+        end = time.monotonic() + PATIENCE
         while wanted and time.monotonic() < end:
             wanted -= {r.id for r in caller.wait(sorted(wanted), 1.0)}
         assert not wanted
@@ -73,7 +74,7 @@ def test_the_reply_queue_goes_with_its_process(make: Make, rabbitmq_url: str, se
     assert crashed.reply_address()
     assert crashed._replies is not None
     crashed._replies.link.failed("the process was killed")
-    end = time.monotonic() + 10
+    end = time.monotonic() + PATIENCE
     while names(server_url("rabbitmq"), rabbitmq_url):
         assert time.monotonic() < end, "the reply queue of a dead process has not expired"
         time.sleep(0.1)
@@ -88,7 +89,7 @@ def test_a_deleted_reply_queue_is_made_again(make: Make, rabbitmq_url: str) -> N
     assert caller.wait(["x"], 0.2) == []
     assert caller.reply_address() == address
     assert not worker.put([record("t", caller)])
-    assert [r.id for r in caller.wait(["t"], 5.0)] == ["t"]
+    assert [r.id for r in caller.wait(["t"], PATIENCE)] == ["t"]
 
 
 def test_rubbish_in_the_reply_queue_does_no_harm(
@@ -100,7 +101,7 @@ def test_rubbish_in_the_reply_queue_does_no_harm(
     with pika.BlockingConnection(pika.URLParameters(rabbitmq_url)) as connection, caplog.at_level(logging.WARNING):
         connection.channel().basic_publish("", address, b"\xffrubbish")
         assert not worker.put([record("t", caller)])
-        assert [r.id for r in caller.wait(["t"], 5.0)] == ["t"]
+        assert [r.id for r in caller.wait(["t"], PATIENCE)] == ["t"]
         assert "is no result" in caplog.text
 
 
@@ -108,7 +109,7 @@ def test_what_nobody_asks_for_is_dropped_beyond_a_limit(make: Make, caplog: pyte
     caller, worker = make(max_kept=10), make()
     with caplog.at_level(logging.WARNING):
         assert not worker.put([record(f"{i}", caller) for i in range(30)])
-        assert [r.id for r in caller.wait(["29"], 5.0)] == ["29"]
+        assert [r.id for r in caller.wait(["29"], PATIENCE)] == ["29"]
     assert caller.get(["0"]) == [None]
     assert caplog.text.count("ignore_result") == 1
 
@@ -119,7 +120,7 @@ def test_a_better_record_replaces_a_worse_one_and_not_the_other_way(make: Make) 
     for attempt, terminal, payload in steps:
         assert not worker.put([record("t", caller, payload, attempt=attempt, terminal=terminal)])
     assert not worker.put([record("mark", caller)])
-    assert caller.wait(["mark"], 5.0)
+    assert caller.wait(["mark"], PATIENCE)
     assert [r and r.payload for r in caller.get(["t"])] == [b"end"]
 
 

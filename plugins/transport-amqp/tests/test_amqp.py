@@ -30,7 +30,7 @@ def make(rabbitmq_url: str) -> Iterator[Make]:
     with ExitStack() as stack:
 
         def one(url: str = rabbitmq_url, **options: Any) -> AmqpTransport:
-            options = {"timeout": 3.0, **options}
+            options = {"timeout": PATIENCE, **options}
             config = TransportConfig(urls=parse_urls(url), options=AmqpOptions(**options), lease_s=30.0)
             return stack.enter_context(opening(AmqpTransport(config)))
 

@@ -35,7 +35,7 @@ def broker(server_url: Callable[[str], str]) -> Iterator[ShortTempered]:
 
 
 def transport(*urls: str, **options: object) -> AmqpTransport:
-    options = {"timeout": 3.0, "connect_timeout": 2.0, **options}
+    options = {"timeout": 5.0, "connect_timeout": 5.0, **options}
     made = AmqpTransport(TransportConfig(urls=parse_urls(";".join(urls)), options=AmqpOptions(**options), lease_s=4.0))  # type: ignore[arg-type]
     made.open()
     return made
