@@ -371,6 +371,34 @@ def test_no_zombie_stays(site):
     assert {int(pid) for pid in children_of(site.server)} == set(site.children)
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere it is process 1 that inherits them")
+@pytest.mark.parametrize("method", ["forkserver", "spawn"])
+def test_what_programs_of_tasks_leave_behind_is_buried(site, method):
+    """Also where the worker is process 1, which inherits them otherwise and would have to wait for them."""
+    site.start(
+        """
+        @app.task
+        def leaves():
+            return subprocess.run(["sh", "-c", "sleep 60 >&2 & echo $!"], stdout=subprocess.PIPE, check=True).stdout
+        """,
+        options={"start_method": method},
+    )
+    orphans = [int(site.send("leaves").get(timeout=PATIENCE_S)) for _ in range(3)]
+    for orphan in orphans:
+        site.eventually(lambda pid=orphan: parent_of(pid) == site.server, "it has got a new parent")
+    os.kill(site.children[0], signal.SIGKILL)
+    for orphan in orphans:
+        os.kill(orphan, signal.SIGKILL)
+    for orphan in orphans:
+        site.eventually(lambda pid=orphan: not os.path.exists(f"/proc/{pid}"), "not even a zombie is left")
+    assert site.send("echo", 1).get(timeout=PATIENCE_S) == 1
+
+
+def parent_of(pid):
+    with open(f"/proc/{pid}/stat") as file:
+        return int(file.read().rpartition(")")[2].split()[1])
+
+
 def test_an_idle_pool_sleeps(site):
     site.start()
     assert site.send("echo", 1).get(timeout=PATIENCE_S) == 1

@@ -7,7 +7,7 @@ import signal
 import sys
 from types import FrameType
 
-_PR_SET_PDEATHSIG = 1
+_PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER = 1, 36
 EXIT_ORPHAN = 119
 """Exit code of a child that has lost its sockets."""
 LOST_SOCKETS = "has lost its sockets (a task must not close what it has not opened)"
@@ -21,12 +21,21 @@ def die_with_parent(parent: int) -> None:
 
     Where the system cannot (only Linux can), the sockets' end tells.
     """
+    _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:
+        os._exit(1)
+
+
+def adopt_orphans() -> None:
+    """Have the system make this process, rather than process 1, the parent of what its descendants leave behind."""
+    _prctl(_PR_SET_CHILD_SUBREAPER, 1)
+
+
+def _prctl(option: int, value: int) -> None:
     if sys.platform == "linux":
         import ctypes
 
-        ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
-    if os.getppid() != parent:
-        os._exit(1)
+        ctypes.CDLL(None, use_errno=True).prctl(option, value, 0, 0, 0)
 
 
 def do_nothing(number: int, frame: FrameType | None) -> None:

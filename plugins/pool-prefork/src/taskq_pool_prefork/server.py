@@ -1,7 +1,9 @@
 """The fork server: a clean process that imports the application once and from which children are forked.
 
 It has one thread and no connection, so that a fork copies neither locks nor sockets. It is the children's parent: it
-tells the worker's process of their ends, and buries them when told, so that a process id stays theirs until then.
+tells the worker's process of their ends, and buries them when told, so that a process id stays theirs until then. On
+Linux it is also the parent of what programs of tasks leave behind, and buries that at once: nothing else in here
+waits for processes, so no exit code is taken from anybody.
 """
 
 from __future__ import annotations
@@ -19,7 +21,7 @@ from typing import NoReturn
 
 from taskq.spi import Runtime
 from taskq_pool_prefork import child
-from taskq_pool_prefork.processes import QUIET_SIGNALS, die_with_parent, do_nothing, kill_group
+from taskq_pool_prefork.processes import QUIET_SIGNALS, adopt_orphans, die_with_parent, do_nothing, kill_group
 from taskq_pool_prefork.protocol import (
     ALIVE,
     BROKEN,
@@ -78,6 +80,7 @@ class Server:
         """Carry out orders until the worker's process closes the socket."""
         signal.signal(signal.SIGCHLD, do_nothing)
         signal.set_wakeup_fd(self._ring, warn_on_full_buffer=False)
+        adopt_orphans()
         poll = select.poll()
         poll.register(self._socket, select.POLLIN)
         poll.register(self._bell, select.POLLIN)
@@ -166,11 +169,23 @@ class Server:
                 self._dead.add(pid)
                 status = found.si_status if found.si_code == os.CLD_EXITED else -found.si_status
                 self._report(DIED, Report(number=number, pid=pid, status=status))
+        self._bury_orphans()
 
     def _bury(self, pid: int) -> None:
         if self._children.pop(pid, None) is not None:
             self._dead.discard(pid)
             os.waitpid(pid, 0)
+            self._bury_orphans()
+
+    def _bury_orphans(self) -> None:
+        """Clear away what programs of tasks have left behind; a child that waits for its burial may hold it up."""
+        try:
+            while found := os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT):
+                if found.si_pid in self._children:
+                    return
+                os.waitpid(found.si_pid, 0)
+        except ChildProcessError:
+            pass  # there is nobody
 
     def _report(self, kind: int, report: Report) -> None:
         try:
