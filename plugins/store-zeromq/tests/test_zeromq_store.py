@@ -15,7 +15,7 @@ from taskq.message import Record
 from taskq.spi import Durable, Op, OpKind, StoreConfig, parse_urls
 from taskq_store_zeromq.options import ZeroMQStoreOptions
 from taskq_store_zeromq.store import ZeroMQStore
-from tests.support.steps import opening, persistently
+from tests.support.steps import PATIENCE, opening, persistently
 from tests.support.zeromq_hubs import HubForge
 
 Make = Callable[..., ZeroMQStore]
@@ -26,7 +26,7 @@ def make() -> Iterator[Make]:
     with ExitStack() as stack:
 
         def make(url: str, **options: Any) -> ZeroMQStore:
-            options = {"timeout": 2.0, "connect_timeout": 2.0, "heartbeat": 1.0, **options}
+            options = {"timeout": PATIENCE, "connect_timeout": PATIENCE, "heartbeat": 1.0, **options}
             store = ZeroMQStore(StoreConfig(urls=parse_urls(url), options=ZeroMQStoreOptions(**options)))
             return stack.enter_context(opening(store, timeout=0.5))
 
@@ -92,7 +92,7 @@ def test_a_waiting_client_survives_the_hubs_death(
     hub.kill()
     hub = hub.restart()
     make(hub.url).put([record("later", reply=address)])
-    found = persistently(lambda: store.wait(["later"], 5.0))
+    found = persistently(lambda: store.wait(["later"], PATIENCE))
     assert [r.id for r in found] == ["later"]
     assert [r is not None for r in persistently(lambda: store.get(["before"]))] == [journal]
 
@@ -117,7 +117,7 @@ def test_a_journal_keeps_coordination(zeromq_hubs: HubForge, tmp_path: Path, mak
     names = ("kept", "gone", "count", "short")
     assert [r.current for r in again.apply([Op(kind=OpKind.GET, key=k) for k in names])] == [b"1", None, b"42", None]
     assert not again.acquire("lock", "you", ttl=1.0)
-    assert again.renew("lock", "me", ttl=1.0)
+    assert again.renew("lock", "me", ttl=60.0)
     assert again.acquire("given back", "you", ttl=1.0)
     assert again.index_due("times", 10.0, 10) == [("a", 1.0), ("c", 3.0)]
 

@@ -36,7 +36,7 @@ from taskq_lib_zeromq.hub import Hub, HubOptions, HubThread
 from taskq_lib_zeromq.link import Link
 from taskq_transport_zeromq.options import ZeroMQOptions
 from taskq_transport_zeromq.transport import ZeroMQTransport
-from tests.support.steps import collect, consumer_of, payloads, persistently, send, send_at_last
+from tests.support.steps import PATIENCE, collect, consumer_of, payloads, persistently, send, send_at_last
 from tests.support.zeromq_hubs import HubForge
 
 Make = Callable[..., ZeroMQTransport]
@@ -47,7 +47,7 @@ def make() -> Iterator[Make]:
     made: list[ZeroMQTransport] = []
 
     def make(url: str, *, lease_s: float = 10.0, opened: bool = True, **options: Any) -> ZeroMQTransport:
-        options = {"timeout": 2.0, "connect_timeout": 2.0, "heartbeat": 1.0, **options}
+        options = {"timeout": PATIENCE, "connect_timeout": PATIENCE, "heartbeat": 1.0, **options}
         config = TransportConfig(urls=parse_urls(url), options=ZeroMQOptions(**options), lease_s=lease_s)
         transport = ZeroMQTransport(config)
         made.append(transport)
@@ -100,7 +100,7 @@ def test_nothing_confirmed_is_lost_when_the_hub_is_killed_under_load(
                 deliveries = persistently(lambda: mine.fetch(20, 0.05)).deliveries
                 persistently(lambda d=deliveries: mine.settle([Settlement(x.receipt) for x in d]))
                 seen.update(payloads(deliveries))
-            persistently(lambda: mine.flush(2.0))
+            persistently(lambda: mine.flush(PATIENCE))
         except BaseException as error:
             problems.append(error)
 
@@ -109,7 +109,7 @@ def test_nothing_confirmed_is_lost_when_the_hub_is_killed_under_load(
         thread.start()
     for _ in range(3):
         before = len(accepted)
-        end = time.monotonic() + 10
+        end = time.monotonic() + PATIENCE
         while len(accepted) < before + 100 and time.monotonic() < end and not problems:
             time.sleep(0.01)
         hub.kill()
@@ -117,11 +117,11 @@ def test_nothing_confirmed_is_lost_when_the_hub_is_killed_under_load(
     time.sleep(0.2)
     stop.set()
     for thread in threads:
-        thread.join(20)
+        thread.join(3 * PATIENCE)
         assert not thread.is_alive()
     assert not problems, problems
     rest = consumer_of(make(hub.url))
-    while deliveries := rest.fetch(1000, 0.3).deliveries:
+    while deliveries := rest.fetch(1000, 1.0).deliveries:
         seen.update(payloads(deliveries))
         rest.settle([Settlement(d.receipt) for d in deliveries])
     assert len(accepted) > 300
@@ -146,7 +146,7 @@ def test_what_a_worker_holds_survives_the_hubs_death(
     found = collect(other, 1) if journal else other.fetch(5, 0.2).deliveries
     assert payloads(found) == (["waiting"] if journal else [])
     assert not mine.settle([Settlement(held[0].receipt), Settlement(held[1].receipt, RELEASE)])
-    assert not mine.flush(2.0)
+    assert not mine.flush(PATIENCE)
     (again,) = collect(other, 1)
     assert (again.payload, again.deliveries) == (b"b", 1)
     stats = make(hub.url).stats(["q"])["q"]
@@ -171,14 +171,14 @@ def test_settlements_that_were_not_confirmed_are_told_again(zeromq_hubs: HubForg
         send(transport, *"abcdef")
         held = collect(mine, 6)
         mine.settle([Settlement(held[0].receipt)])
-        mine.flush(2.0)
+        mine.flush(PATIENCE)
         proxy.swallow("up")
         mine.settle([Settlement(d.receipt) for d in held[1:4]])  # goes nowhere
         hub.kill()
         hub = hub.restart()
         proxy.heal()
         proxy.cut()
-        assert not persistently(lambda: mine.flush(2.0))
+        assert not persistently(lambda: mine.flush(PATIENCE))
     stats = make(hub.url).stats(["q"])["q"]
     assert (stats.ready, stats.in_flight) == (0, 2)
 
@@ -187,15 +187,15 @@ def test_the_journal_keeps_delays_counts_order_and_queues(zeromq_hubs: HubForge,
     hub = zeromq_hubs.start(journal=str(tmp_path / "journal"))
     transport = make(hub.url)
     transport.declare([QueueSpec(name="ordered", ordered=True), QueueSpec(name="plain")])
-    send(transport, "later", delay=0.6)
+    send(transport, "later", delay=4.0)
     send(transport, "next year", delay=365 * 86400.0)
     send(transport, "low", priority=1)
     send(transport, "high", priority=9)
     send(transport, *"123", queue="ordered", group="g")
     mine = consumer_of(transport)
     high, low = collect(mine, 2)
-    mine.settle([Settlement(low.receipt, RELEASE, counted=True), Settlement(high.receipt, RELEASE, 0.7)])
-    mine.flush(2.0)
+    mine.settle([Settlement(low.receipt, RELEASE, counted=True), Settlement(high.receipt, RELEASE, 4.2)])
+    mine.flush(PATIENCE)
     mine.close()
     hub.kill()
     hub = hub.restart()
@@ -235,9 +235,9 @@ def test_the_journal_stays_in_proportion(tmp_path: Path, make: Make, monkeypatch
             send(transport, *(f"{i}-{j}-{'x' * 500}" for j in range(20)))
             deliveries = collect(mine, 20)
             mine.settle([Settlement(d.receipt) for d in deliveries])
-        mine.flush(2.0)
+        mine.flush(PATIENCE)
         send(transport, "last")
-        deadline = time.monotonic() + 5
+        deadline = time.monotonic() + PATIENCE
         while hub.hub._journal is not None and hub.hub._journal._bytes > 100_000 and time.monotonic() < deadline:
             time.sleep(0.02)
     finally:
@@ -251,7 +251,7 @@ def test_the_journal_stays_in_proportion(tmp_path: Path, make: Make, monkeypatch
     try:
         assert not persistently(keeper.extend)
         assert not keeper.settle([Settlement(held.receipt)])
-        assert not persistently(lambda: keeper.flush(2.0))
+        assert not persistently(lambda: keeper.flush(PATIENCE))
         assert payloads(collect(persistently(lambda: consumer_of(transport, "old")), 1)) == ["old"]
         assert payloads(collect(consumer_of(transport), 1)) == ["last"]
     finally:
@@ -274,7 +274,7 @@ def test_a_journal_that_cannot_be_written_accepts_nothing(tmp_path: Path, make: 
         assert not refused[-1].maybe_sent
         assert refused[-1].retryable
         journal._database.execute("PRAGMA max_page_count = 1000000")
-        end = time.monotonic() + 5
+        end = time.monotonic() + PATIENCE
         while (failures := transport.send([Outbound("after", "q", b"after")])) and time.monotonic() < end:
             time.sleep(0.05)
         assert not failures
@@ -482,9 +482,8 @@ def test_something_else_at_the_address(make: Make) -> None:
         port = other.bind_to_random_port("tcp://127.0.0.1")
 
         def answer() -> None:
-            for _ in range(2):
-                if other.poll(2000):
-                    other.send_multipart([other.recv_multipart()[0], b"what?"])
+            if other.poll(round(PATIENCE * 1000)):
+                other.send_multipart([other.recv_multipart()[0], b"what?"])
 
         thread = threading.Thread(target=answer)
         thread.start()
@@ -514,7 +513,7 @@ def test_nothing_is_pushed_that_was_not_asked_for(zeromq_hubs: HubForge, make: M
     mine = consumer_of(transport)
     assert not mine.fetch(100, 0.05).deliveries
     send(transport, "a")
-    assert payloads(mine.fetch(100, 2.0).deliveries) == ["a"]
+    assert payloads(mine.fetch(100, PATIENCE).deliveries) == ["a"]
     send(transport, *"bcd")
     other = consumer_of(transport)
     assert payloads(collect(other, 3)) == ["b", "c", "d"]
@@ -526,7 +525,7 @@ def test_what_is_read_ahead_goes_back_when_it_is_not_wanted(zeromq_hubs: HubForg
     mine = consumer_of(transport, "q", "other")
     send(transport, *(f"{i:02}" for i in range(30)))
     assert payloads(mine.fetch(5, 1.0, ahead=20).deliveries) == [f"{i:02}" for i in range(5)]
-    deadline = time.monotonic() + 5
+    deadline = time.monotonic() + PATIENCE
     while transport.stats(["q"])["q"].in_flight != 25 and time.monotonic() < deadline:
         time.sleep(0.01)
     mine.subscribe([Subscription("other")])
@@ -542,7 +541,7 @@ def test_the_orders_of_several_queues(zeromq_hubs: HubForge, make: Make) -> None
     def first_of(order: Any, weights: dict[str, int]) -> list[str]:
         mine = transport.consumer()
         mine.subscribe([Subscription(q, w) for q, w in weights.items()], order=order)
-        found = [mine.fetch(1, 1.0).deliveries[0].queue for _ in range(40)]
+        found = [mine.fetch(1, PATIENCE).deliveries[0].queue for _ in range(40)]
         mine.close()
         return found
 
@@ -566,7 +565,7 @@ def test_many_queues_cost_no_more_round_trips(zeromq_hubs: HubForge, make: Make,
     monkeypatch.setattr(Link, "send", lambda self, data: (frames.append(data), original(self, data))[1])
     seen: list[str] = []
     while len(seen) < 1000:
-        seen += [d.queue for d in mine.fetch(64, 1.0).deliveries]
+        seen += [d.queue for d in mine.fetch(64, PATIENCE).deliveries]
     assert sorted(seen) == sorted(names)
     assert len(frames) <= 1000 / 64 + 2
 
@@ -579,7 +578,7 @@ def results(url: str, **options: Any) -> Any:
     from taskq_store_zeromq.options import ZeroMQStoreOptions
     from taskq_store_zeromq.store import ZeroMQStore
 
-    store = ZeroMQStore(StoreConfig(urls=parse_urls(url), options=ZeroMQStoreOptions(timeout=2.0, **options)))
+    store = ZeroMQStore(StoreConfig(urls=parse_urls(url), options=ZeroMQStoreOptions(timeout=PATIENCE, **options)))
     store.open()
     return store
 
@@ -599,7 +598,7 @@ def test_a_commit_whose_result_has_no_room_is_an_error_and_keeps_the_message(zer
         assert transport.stats(["q"])["q"].in_flight == 1
         commit.record = Record("r", "SUCCESS", b"x" * 100)
         assert not committer.commit([commit])
-        assert not mine.flush(2.0)
+        assert not mine.flush(PATIENCE)
         assert store.get(["r"])[0].payload == b"x" * 100
         assert transport.stats(["q"])["q"].in_flight == 0
 
@@ -621,11 +620,11 @@ def test_commits_survive_the_death_of_a_hub_with_a_journal(zeromq_hubs: HubForge
             for d in held
         ]  # fmt: skip
         assert not committer.commit(commits[:1])
-        assert not mine.flush(2.0)
+        assert not mine.flush(PATIENCE)
         hub.kill()
         hub = hub.restart()
         assert not persistently(lambda: committer.commit(commits[1:]))
-        assert not persistently(lambda: mine.flush(2.0))
+        assert not persistently(lambda: mine.flush(PATIENCE))
         assert [r.payload for r in store.get(["ra", "rb"])] == [b"a", b"b"]
         assert sorted(payloads(collect(consumer_of(transport, "next"), 2))) == ["a", "b"]
         assert transport.stats(["q"])["q"].in_flight == 0
@@ -664,7 +663,7 @@ def test_the_first_process_runs_the_hub_and_the_next_takes_over(make: Make) -> N
         send_at_last(transport, "here now")  # the hub is in this process now
         assert payloads(collect(mine, 1)) == ["here now"]
         assert not mine.settle([Settlement(held.receipt)])
-        assert not mine.flush(2.0)
+        assert not mine.flush(PATIENCE)
     other = make(url)
     assert other.stats(["q"])["q"].in_flight == 1
     transport.close()
@@ -715,7 +714,7 @@ def test_the_command_runs_a_hub_until_it_is_told_to_stop(tmp_path: Path, make: M
         assert taken.returncode == 1
         assert "cannot listen" in taken.stderr
         process.terminate()
-        assert process.wait(10) == 0
+        assert process.wait(PATIENCE) == 0
 
 
 def test_a_hub_refuses_keys_that_are_none() -> None:

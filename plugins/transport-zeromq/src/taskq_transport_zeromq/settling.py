@@ -55,7 +55,7 @@ class Settling:
             if self._ready:
                 try:
                     link.send(batch.data)
-                    self._read_confirmations(0.0, _UNCONFIRMED)
+                    self._read_confirmations()
                 except Broken as error:
                     self._reattach(error)
             else:
@@ -83,7 +83,7 @@ class Settling:
                 if why is not None or not link.connected:
                     link.connect()
                 self._announce()
-                self._read_confirmations(0.0, _UNCONFIRMED)
+                self._read_confirmations()
                 return
             except Broken as error:
                 link.close()
@@ -97,21 +97,18 @@ class Settling:
         for batch in list(self._holdings.unconfirmed.values()):
             self._link.send(batch.data)
 
-    def _read_confirmations(self, wait: float, most: int) -> None:
-        """Take in what the hub has confirmed, waiting up to ``wait`` seconds until no more than ``most`` is open.
-
-        With 0, the hub is waited for only where more is open. Raises: Broken.
-        """
+    def _read_confirmations(self) -> None:
+        """Take in what the hub has confirmed, waiting only where too much is open. Raises: Broken."""
         unconfirmed, link = self._holdings.unconfirmed, self._link
-        end = time.monotonic() + (wait or self._member.timeout)
-        if len(unconfirmed) > most:
+        end = time.monotonic() + self._member.timeout
+        if len(unconfirmed) > _UNCONFIRMED:
             link.send(encode(Beat(-link.number())))
         while unconfirmed:
-            enough = len(unconfirmed) <= most
+            enough = len(unconfirmed) <= _UNCONFIRMED
             left = 0.0 if enough else max(0.0, end - time.monotonic())
             if link.poll(left, wakes=False):
                 self._take_in(link.receive())
-            elif enough or wait:
+            elif enough:
                 return
             elif left <= 0:
                 raise Broken("the hub does not confirm")
@@ -135,7 +132,8 @@ class Settling:
             if left <= 0:
                 raise link.lost("a settlement was not confirmed")
             try:
-                self._read_confirmations(left, len(unconfirmed) - 1)
+                if link.poll(left, wakes=False):
+                    self._take_in(link.receive())
             except Broken as error:
                 self._reattach(error)
 
