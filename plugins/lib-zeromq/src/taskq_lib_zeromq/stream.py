@@ -19,7 +19,7 @@ class Stream:
     """A DEALER's side of ZMTP, spoken by the thread that uses it."""
 
     def __init__(self, address: str, *, connect_timeout: float, timeout: float, heartbeat: float) -> None:
-        """Connect and greet, each within ``connect_timeout`` seconds; a frame is sent within ``timeout``.
+        """Connect and shake hands, each within ``connect_timeout`` seconds; a frame is sent within ``timeout``.
 
         Raises:
             Denied: the hub encrypts.
@@ -35,7 +35,7 @@ class Stream:
         except OSError as error:
             raise Broken(_words(error)) from error
         try:
-            self._shake_hands()
+            self._shake_hands(time.monotonic() + connect_timeout)
             self._socket.settimeout(0.0)
         except OSError as error:
             self.close()
@@ -44,14 +44,18 @@ class Stream:
             self.close()
             raise
 
-    def _shake_hands(self) -> None:
-        """Say all that we have to say; frames may follow, as theirs are read after what is left of their part."""
+    def _shake_hands(self, end: float) -> None:
         theirs = greet(self._socket)
         if theirs is None:
             raise Broken(NO_HUB)
         if theirs != "NULL":
             raise Denied(other_mechanism(self._address, encrypted=False))
         self._socket.sendall(zmtp.REST + zmtp.ready(b"DEALER"))
+        while not self._reader.shaken:  # libzmq hangs up on frames that come before it is ready itself
+            left = end - time.monotonic()
+            if left <= 0 or not ready((self._socket,), left):
+                raise Broken("it accepts connections and does not answer")
+            self._read()
 
     def close(self) -> None:
         self._socket.close()
