@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 import pytest
 
 T = TypeVar("T")
-PATIENCE = 20.0
+PATIENCE = 40.0
 
 
 class Worker:

@@ -34,6 +34,8 @@ _COMMIT_BYTES = 16_000_000
 _LOOK_AGAIN = (0.015, 0.1)
 """When to look again after telling senders to notify: one that began before may not have heard it. Seconds."""
 _UPKEEP_SHORTEST, _UPKEEP_LONGEST = 0.003, 1.0
+_STRAYS_FOR = 60.0
+"""Seconds after a claim without an answer in which it may still be carried out: a proxy may have held it back."""
 _ORPHANS_EVERY = 60.0
 _BUSY_CLAIMS = 3
 """So many full claims in a row, and this consumer does not want to be notified any more."""
@@ -210,7 +212,7 @@ class SqlConsumer:
             )
         except BaseException:
             # It may have been done, and we hold what we do not know.
-            self._strays_until = monotonic() + self._options.command_timeout + _UPKEEP_LONGEST
+            self._strays_until = monotonic() + self._options.command_timeout + _STRAYS_FOR
             self._upkeep_at = 0.0
             raise
         if claim.due_in is not None:
