@@ -49,6 +49,8 @@ if TYPE_CHECKING:
 logger = logging.getLogger("taskq.runtime")
 
 Execute = Callable[[Job], Outcome]
+_CLEAN_UP = 5.0
+"""Seconds for a coroutine that an exception out of its event loop has left behind, before its thread goes on."""
 
 
 class TaskRuntime:
@@ -462,13 +464,17 @@ class _Coroutine:
             self.loop.call_soon_threadsafe(self.task.cancel)
 
     def abandon(self) -> None:
-        """Give a task time to clean up that an exception out of the loop has left behind."""
+        """Give a task a while to clean up that an exception out of the loop has left behind."""
         import asyncio
 
         if not self.task.done():
             self.task.cancel()
             with suppress(asyncio.CancelledError, Exception):
-                self.loop.run_until_complete(self.task)
+                self.loop.run_until_complete(asyncio.wait((self.task,), timeout=_CLEAN_UP))
+            if not self.task.done():
+                logger.error("a coroutine does not end although it was cancelled: %r", self.task)
+            elif not self.task.cancelled():
+                self.task.exception()  # seen: it must not be reported as overlooked
 
 
 def _restore(reference: AppReference, worker: str) -> TaskRuntime:

@@ -10,7 +10,7 @@ import pytest
 from msgspec import structs
 
 from taskq import TaskQ
-from taskq.errors import NotSupported, SoftTimeLimitExceeded, StoreUnavailable
+from taskq.errors import ConnectionLost, NotSupported, SoftTimeLimitExceeded, StoreUnavailable
 from taskq_transport_memory.transport import MemoryTransport
 
 HOLD = 0.6
@@ -59,6 +59,31 @@ def test_a_long_run_gives_its_message_up_for_a_guard_and_runs_once(rig: Any, poo
     assert rig.dead(app) == []
 
 
+def test_the_acknowledgement_of_a_carried_message_is_tried_until_it_is_through(
+    rig: Any, pool: str, gate: threading.Event, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else the message would come back beside its guard."""
+    app, runs, failed = rig.app("memory"), [], []
+    long = waiting(app, gate, runs)
+    with rig.work(app, pool) as worker:
+        consumer = worker.lanes[0].consumer
+        settle = consumer.settle
+
+        def fails_twice(settlements: Any) -> Any:
+            if len(failed) < 2:
+                failed.append(1)
+                raise ConnectionLost("the test cut the line")
+            return settle(settlements)
+
+        monkeypatch.setattr(consumer, "settle", fails_twice)
+        result = long.delay()
+        rig.eventually(lambda: len(failed) == 2 and carried(app, rig, runs))
+        gate.set()
+        assert result.get(timeout=10) == 1
+        rig.wait_empty(app)
+    assert runs == [1]
+
+
 def test_a_task_without_result_is_not_run_again_by_its_guard(rig: Any, pool: str, gate: threading.Event) -> None:
     app, runs = rig.app("memory"), []
     long = waiting(app, gate, runs, ignore_result=True)
@@ -77,7 +102,7 @@ def test_the_guard_runs_what_died(rig: Any, gate: threading.Event) -> None:
     result = long.delay()
     rig.eventually(lambda: carried(app, rig, runs))
     first.lanes[0].carrier.renew = lambda: None  # as if killed: nothing is kept, nothing is handed back
-    first.lanes[0].carrier.forget = lambda job: False  # type: ignore[method-assign]
+    first.lanes[0].carrier.forget = lambda job: True  # type: ignore[method-assign]
     first.stop(interrupt=True)
     first.join(10)
     assert runs == [1]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
 import time
 from datetime import UTC, datetime, timedelta
@@ -12,7 +13,7 @@ import pytest
 
 from taskq import TaskQ, current_request, envelope
 from taskq.envelope import NOT_BEFORE
-from taskq.errors import ConnectionLost
+from taskq.errors import ConnectionLost, TaskDead
 
 
 @pytest.fixture
@@ -54,12 +55,34 @@ def test_at_most_once_is_not_taken_up_again(rig: Any, backend: str, pool: str, r
         go_on.wait(10)
 
     with rig.work(app, "threads", exit_code=3, grace=0.05) as worker:
-        once.delay()
+        result = once.delay()
         rig.eventually(lambda: runs)
         worker.stop()
         rig.eventually(lambda: not worker._thread.is_alive())
     go_on.set()
     assert rig.counts(app) == (0, 0, 0)
+    with pytest.raises(TaskDead, match="its worker stopped before it had ended, and it runs at most once"):
+        result.get(timeout=5)
+    assert rig.dead(app) == []
+
+
+def test_at_most_once_that_gives_way_is_not_taken_up_again(rig: Any, backend: str, runs: list[Any]) -> None:
+    """As above, by a task that the interruption reaches."""
+    app = rig.app(backend)
+
+    @app.task(delivery="at_most_once")
+    async def once() -> None:
+        runs.append(1)
+        await asyncio.sleep(20)
+
+    with rig.work(app, "asyncio", exit_code=3, grace=0.05) as worker:
+        result = once.delay()
+        rig.eventually(lambda: runs)
+        worker.stop()
+        rig.eventually(lambda: not worker._thread.is_alive())
+    assert rig.counts(app) == (0, 0, 0)
+    with pytest.raises(TaskDead, match="runs at most once"):
+        result.get(timeout=5)
 
 
 def test_at_most_once_for_the_whole_application(rig: Any, runs: list[Any]) -> None:

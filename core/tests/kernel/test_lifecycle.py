@@ -178,7 +178,7 @@ def test_autoscaling_within_its_bounds(rig: Any, app: TaskQ, monkeypatch: pytest
     component = type(app).component
     monkeypatch.setattr(type(app), "component", lambda s, k, n: wish if k == "autoscaler" else component(s, k, n))
     monkeypatch.setattr("taskq.worker.autoscale._PERIOD", 0.01)
-    monkeypatch.setattr("taskq.worker.keeper._IDLE_TICK", 0.02)
+    monkeypatch.setattr("taskq.worker.watch._IDLE_TICK", 0.02)
     monkeypatch.setattr("taskq.worker.autoscale._COOL_DOWN", 0.0)
 
     @app.task
@@ -213,7 +213,7 @@ def test_shrinking_cools_down(rig: Any, app: TaskQ, monkeypatch: pytest.MonkeyPa
     component = type(app).component
     monkeypatch.setattr(type(app), "component", lambda s, k, n: wish if k == "autoscaler" else component(s, k, n))
     monkeypatch.setattr("taskq.worker.autoscale._PERIOD", 0.01)
-    monkeypatch.setattr("taskq.worker.keeper._IDLE_TICK", 0.02)
+    monkeypatch.setattr("taskq.worker.watch._IDLE_TICK", 0.02)
     app.task(name="work")(lambda: None)
     with rig.work(app, "threads", concurrency=None, autoscale=(1, 5)) as worker:
         wish.wanted = 4

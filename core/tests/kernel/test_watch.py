@@ -110,7 +110,7 @@ class Deaf:
 @pytest.fixture(autouse=True)
 def quick_watch(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("taskq.worker.watch._PERIOD", 0.05)
-    monkeypatch.setattr("taskq.worker.keeper._IDLE_TICK", 0.05)
+    monkeypatch.setattr("taskq.worker.watch._IDLE_TICK", 0.05)
 
 
 def test_a_worker_that_stands_still_subscribes_again(
@@ -125,6 +125,33 @@ def test_a_worker_that_stands_still_subscribes_again(
         assert fault.subscribed == 2
         rig.eventually(lambda: worker.health().ready)
     assert "subscribing again" in caplog.text
+
+
+def test_a_start_that_waits_for_the_store_is_no_standstill(
+    rig: Any, pool: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whether a suspect may start is in the store; while that is away, nothing but the store can help."""
+    app, runs = rig.app("split"), []
+    app.task(name="suspect")(lambda: runs.append(1))
+    results = [app.tasks["suspect"].delay() for _ in range(3)]
+    rig.crash(app)
+
+    def down(*args: Any) -> Any:
+        raise StoreUnavailable("no route")
+
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("get", "apply", "put"):
+            patch.setattr(app.store, name, down)
+        with rig.work(app, pool, stall_timeout=1.0) as worker:
+            reasons = rig.eventually(lambda: worker.health().reasons)
+            assert any("result store is not available" in reason for reason in reasons)
+            threading.Event().wait(3.0)  # twice the time after which it would end
+            assert not worker.stopping
+            patch.undo()
+            for result in results:
+                result.get(timeout=20)
+    assert "no progress" not in caplog.text
+    assert len(runs) == 3
 
 
 def test_a_worker_that_stays_still_ends(

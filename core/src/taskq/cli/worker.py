@@ -36,6 +36,10 @@ def worker(context: Context, /, **options: Any) -> None:
     It exits with 0 when all work has ended, 1 when it could not go on, 3 when tasks were interrupted and handed back,
     4 after QUIT.
     """
+    if os.getpid() == 1:
+        from taskq.cli.init import run_below
+
+        run_below()
     if options.pop("reload"):
         _hand_over("reload")
     _settings(context, options)

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from taskq import envelope
 from taskq.envelope import GUARD, Header
 from taskq.errors import NotSupported, StoreError, TransportError
-from taskq.message import ACK, Job, Outbound, Settlement
+from taskq.message import Job, Outbound
 from taskq.spi.capabilities import Support
 from taskq.spi.store import Coordination, Op, OpKind
 
@@ -54,6 +54,7 @@ class Carrier:
         self._over = False
         self._again = 0.0
         """When to try again, by ``time.monotonic``, what a server that was away has prevented."""
+        self._settle_at = 0.0
         self.lock = threading.RLock()
         self.carries = self._max_hold is not None and self._coordination is not None
         """Whether this worker carries runs at all."""
@@ -86,6 +87,10 @@ class Carrier:
         elif job is self._tried:
             self._over = True
 
+    def carried(self, job: Job) -> bool:
+        """Whether a run's message was acknowledged because a guard has taken its place."""
+        return job.key in self._carried
+
     def forget(self, job: Job) -> bool:
         """Take note that a run will not end here: its guard is free to run. Return whether it was carried."""
         carried = self._carried.pop(job.key, None)
@@ -112,6 +117,9 @@ class Carrier:
         for key, job in held.items():
             if now - since.setdefault(key, now) > self._max_hold * _SHARE and now >= self._again:
                 self._carry(job)
+        if self._lane.settler.blocked and self._lane.worker.inline and now >= self._settle_at:
+            # the thread that would try again is in the task
+            self._settle_at = now + self._lane.settler.pump()
         self.finish()
 
     def renew(self) -> None:
@@ -151,8 +159,8 @@ class Carrier:
                     self._give_up(job, message)
                 return
             self._since.pop(job.key, None)
-            with self._lane.settler.lock:
-                self._lane.consumer.settle([Settlement(delivery.receipt, ACK)])
+            self._lane.settler.acknowledge(delivery.receipt)  # as often as it takes: it must not run beside its guard
+            self._lane.engine.settle_soon()
         except (StoreError, TransportError) as error:
             self._again = time.monotonic() + _RETRY
             logger.warning("task %s [%s] runs long and cannot be carried yet: %s", job.task, header.id, error)

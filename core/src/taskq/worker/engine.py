@@ -13,12 +13,12 @@ from collections import deque
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, TypeVar, cast
 
-from taskq.errors import TaskQError, TransportError
+from taskq.errors import TaskDead, TaskQError, TransportError
 from taskq.failure import ResultPayload, encode_payload
-from taskq.message import ACK, RELEASED, Delivery, Job, Lost, Record, Settlement
+from taskq.message import ACK, DONE, RELEASED, Delivery, Job, Lost, Outcome, Record, Settlement
 from taskq.spi.capabilities import HandBack
 from taskq.spi.pool import Finished
-from taskq.states import STARTED
+from taskq.states import FAILURE, STARTED
 from taskq.worker.admission import run_key
 from taskq.worker.take import TakeEstimator
 
@@ -134,14 +134,17 @@ class Engine:
         return jobs
 
     def give_back(self, jobs: Sequence[Job], *, counted: bool = False, started: bool = False) -> None:
-        """Hand jobs back, in order; ``started``: they may have started, so at-most-once ones are gone."""
+        """Hand jobs back, in order; ``started``: they may have started, so at-most-once ones end here."""
         carrier = self.lane.carrier
         with carrier.lock:
             kept = [job for job in jobs if self.held.pop(job.key, None) is not None]
             self.settler.release(kept, counted=counted)
         for job in kept:
-            if job.delivery is None and not carrier.forget(job) and not started:
-                self.settler.send_back(job)  # it was acknowledged for a start that did not come
+            if job.delivery is None and not carrier.forget(job):
+                if started:
+                    self.settler.end(job, self._cut_short(job))
+                else:
+                    self.settler.send_back(job)  # it was acknowledged for a start that did not come
 
     def abort(self, keys: Sequence[int], error: TaskQError) -> None:
         """End jobs that the pool has ended: their tasks fail, are retried or count as revoked, by their own rules."""
@@ -191,7 +194,7 @@ class Engine:
             return
         pop = self.held.pop
         found = [pop(finished.key, None) for finished in batch]
-        if all(found):  # as nearly always
+        if all(found) and not self.lane.worker.stopping:  # as nearly always
             known = cast("list[Job]", found)
             self.take.saw([job.task for job in known], batch)
             self.settler.finish(known, batch)
@@ -214,6 +217,9 @@ class Engine:
                 self._keep_orphan(finished)
                 continue
             jobs.append(job)
+            if finished.outcome.kind == RELEASED and job.delivery is None and not self.lane.carrier.carried(job):
+                self.settler.released += 1
+                finished = Finished(finished.key, self._cut_short(job), finished.elapsed)
             mine.append(finished)
         if mine:
             self.take.saw([job.task for job in jobs], mine)
@@ -222,6 +228,11 @@ class Engine:
     def _end_carried(self, job: Job, finished: Finished) -> None:
         carrier = self.lane.carrier
         (carrier.forget if finished.outcome.kind == RELEASED else carrier.ended)(job)
+
+    def _cut_short(self, job: Job) -> Outcome:
+        """Return the end of an at-most-once run that could not end before its worker: its caller must not wait."""
+        reason = "its worker stopped before it had ended, and it runs at most once"
+        return Outcome(DONE, FAILURE, self.admission.error_record(job.header, TaskDead(reason)), (), reason)
 
     def _keep_orphan(self, finished: Finished) -> None:
         kept = self.lane.finished_orphans

@@ -7,6 +7,7 @@ own, so that one that is away holds up nothing but its own messages; the lanes s
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -57,6 +58,8 @@ class Lane:
         self.finished_orphans: dict[int, Finished] = {}
         self.progress = 0
         self.broker_down = False
+        self.waits_for_store = 0.0
+        """When a start had to wait for the result store last, by ``time.monotonic``."""
         self.fused = False
         self.up = False
         """Whether its parts are made and it takes messages, or did."""
@@ -155,6 +158,7 @@ class Lane:
 
     def store_failed(self, error: StoreError | TransportError) -> None:
         """Say that a careful start has to wait."""
+        self.waits_for_store = time.monotonic()
         logger.error("a task waits to be started: %s; trying again", error)
 
     def wake(self) -> None:

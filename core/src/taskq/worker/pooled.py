@@ -24,7 +24,8 @@ if TYPE_CHECKING:
     from taskq.worker.lane import Lane
 
 logger = logging.getLogger("taskq.worker")
-_GATHER = 0.002
+_RESERVE = 8
+"""Jobs that wait in the pool, one a slot at most, for as long as ends are gathered: below that, more must be taken."""
 _CROWDED, _CROWDED_PAUSE = 1.0, 0.1
 """Seconds until a message is seen again that a full pool could not take, and until more are fetched here."""
 _LOOK = 16
@@ -41,6 +42,7 @@ class PoolEngine(Engine):
         self._done: queue.SimpleQueue[Sequence[Finished] | None] = queue.SimpleQueue()
         self._space = Flag()
         self._suspect: int | None = None
+        self._enough = -min(slots, _RESERVE)
         self._several = pool.several if isinstance(pool, PoolSet | PoolShare) else None
         self._crowded = 0.0
         self._moving = threading.Lock()
@@ -233,10 +235,10 @@ class PoolEngine(Engine):
                 return
             self._collect(batch)
             end = time.monotonic() + SLICE
-            # Gather while the pool has more to do than slots, so that ends are settled together; else settle at once.
-            while self.pool.free() <= 0 and settler.waiting and (left := end - time.monotonic()) > 0:
+            # Gather while the pool has enough to do, so that ends are settled together; else settle at once.
+            while self.pool.free() <= self._enough and settler.waiting and (left := end - time.monotonic()) > 0:
                 try:
-                    more = self._done.get(timeout=min(left, _GATHER))
+                    more = self._done.get(timeout=left)
                 except queue.Empty:
                     continue
                 if more is None:
@@ -277,8 +279,10 @@ class PoolEngine(Engine):
             # what the pool has not started goes to it again, in order; cancelling would end what runs
             back = list(reversed(self.pool.take_back(1 << 30)))
             again = [found for key in back if key != job.key and (found := self.held.get(key)) is not None]
-            self.local.extendleft(reversed(again))
-            if again:
+            if self.lane.worker.stopping:
+                self.give_back(again)  # the intake, which would submit them, has ended or is about to
+            elif again:
+                self.local.extendleft(reversed(again))
                 self._space.set()
             return job.key in back
 

@@ -54,6 +54,8 @@ if TYPE_CHECKING:
 logger = logging.getLogger("taskq.worker")
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.05, 2.0
 _UNSENDABLE_DELAY = 60.0
+_TOGETHER = 256
+"""Deliveries in a batch from which on no others are ended with it."""
 
 _encode_follow_ups = msgspec.msgpack.Encoder().encode
 decode_follow_ups = msgspec.msgpack.Decoder(list[Outbound]).decode
@@ -69,6 +71,18 @@ class _Batch:
         self.commits = commits
         self.stage = 0 if commits else 2
         self.tried = False
+
+    def takes_in(self, later: _Batch) -> bool:
+        """Take in a later batch, to end together; not hand-backs, which keep their order by their own calls."""
+        if len(self.acks) + len(self.commits) >= _TOGETHER or not (self._ends() and later._ends()):
+            return False
+        self.acks += later.acks
+        self.commits += later.commits
+        self.stage = min(self.stage, later.stage)
+        return True
+
+    def _ends(self) -> bool:
+        return all(s.kind == ACK for s in self.acks) and all(c.settlement.kind == ACK for c in self.commits)
 
 
 class Settler:
@@ -174,6 +188,10 @@ class Settler:
     def forward(self, job: Job, follow_ups: Sequence[Outbound]) -> None:
         """Queue: send these messages, then acknowledge, without an outcome of this job's own."""
         self._waiting.append(_Batch([], [Commit(_settlement(job), None, tuple(follow_ups))]))
+
+    def acknowledge(self, receipt: Any) -> None:
+        """Queue a bare acknowledgement."""
+        self._waiting.append(_Batch([Settlement(receipt)], []))
 
     def release(self, jobs: Sequence[Job], *, delay: float = 0.0, counted: bool = False) -> None:
         """Queue the hand-back of jobs, in order."""
@@ -297,6 +315,9 @@ class Settler:
         with self._turn:
             while waiting:
                 batch = waiting[0]
+                if not batch.tried:
+                    while len(waiting) > 1 and batch.takes_in(waiting[1]):
+                        del waiting[1]
                 try:
                     lost = self._carry_out(batch)
                 except (TransportError, StoreError) as error:

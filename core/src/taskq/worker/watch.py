@@ -31,6 +31,8 @@ _PERIOD = 1.0
 _TICK, _IDLE_TICK = 0.1, 0.5
 _SILENCE = 60.0
 """Seconds without a turn of the intake, which turns every few seconds at the latest, after which it counts as stuck."""
+_WAITING = 5.0
+"""Seconds for which a start that had to wait for the result store counts: it tries again more often than that."""
 _LAST_RESORT = 30.0
 """Seconds after the grace in which a worker that stands still must have ended by itself."""
 
@@ -90,7 +92,8 @@ class _Progress:
             self._since, self._warned, self.stalled = now, False, False
             return
         limit = lane.settings.stall_timeout
-        if worker.stopping or lane.broker_down or lane.settler.blocked or engine.full():
+        waits = lane.broker_down or lane.settler.blocked or now - lane.waits_for_store < _WAITING
+        if worker.stopping or waits or engine.full():
             self._since = now
             return
         if now - self._since < limit:
@@ -199,6 +202,8 @@ class Watch:
                 dead.append(f"it ends: {lane.settler.fatal}")
             if lane.settler.blocked:
                 unready.append(f"finished tasks cannot be settled: broker{which} or result store is not available")
+            if now - lane.waits_for_store < _WAITING:
+                unready.append("tasks cannot be started: the result store is not available")
             if self._of(lane).stalled:
                 unready.append(f"there is a backlog{which and ' on' + which}, slots are free, and nothing ends")
         running = self.running()
