@@ -355,6 +355,7 @@ TRANSPORT_MEANINGS = {
     "priority": "priorities",
     "priority_levels": "levels of the ten that are kept apart",
     "priority_strict": "a higher level always goes first",
+    "fair_groups": "`group=` shares a queue without order fairly among the groups",
     "routing": "`routing_key=` is honoured: the broker routes by it (topic, fan-out)",
     "max_payload_bytes": "largest message",
     "max_send_batch": "most messages per round trip of a send",

@@ -236,7 +236,7 @@ class Composer:
             raise NotSupported(
                 f"task {name}: {broker} does not route by a key; name the queue instead of routing_key={routing_key!r}"
             )
-        if group is not None and not self.app.queue_spec(queue).ordered:
+        if group is not None and not caps.fair_groups and not self.app.queue_spec(queue).ordered:
             raise NotSupported(f"task {name}: group= keeps order on ordered queues only; "
                                f"set queues.{queue}.ordered = true, where the broker can")  # fmt: skip
 

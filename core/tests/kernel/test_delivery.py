@@ -10,10 +10,11 @@ from typing import Any
 
 import msgspec
 import pytest
+from msgspec import structs
 
 from taskq import TaskQ, current_request, envelope
 from taskq.envelope import NOT_BEFORE
-from taskq.errors import ConnectionLost, TaskDead
+from taskq.errors import ConnectionLost, NotSupported, TaskDead
 
 
 @pytest.fixture
@@ -83,6 +84,18 @@ def test_at_most_once_that_gives_way_is_not_taken_up_again(rig: Any, backend: st
     assert rig.counts(app) == (0, 0, 0)
     with pytest.raises(TaskDead, match="runs at most once"):
         result.get(timeout=5)
+
+
+def test_a_group_without_order_is_for_brokers_that_share_fairly(rig: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    app = rig.app("memory")
+    app.task(name="work")(lambda: None)
+    with pytest.raises(NotSupported, match="group= keeps order on ordered queues only"):
+        app.tasks["work"].apply_async(group="a")
+    fair = structs.replace(app.transport.capabilities, fair_groups=True)
+    monkeypatch.setattr(type(app.transport), "capabilities", property(lambda self: fair))
+    app.tasks["work"].apply_async(group="a")
+    (header,) = rig.headers(app)
+    assert header.get(envelope.GROUP) == "a"
 
 
 def test_at_most_once_for_the_whole_application(rig: Any, runs: list[Any]) -> None:

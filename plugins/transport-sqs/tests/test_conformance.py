@@ -24,7 +24,6 @@ def short_lease(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch)
 class TestStandard(TransportSuite):
     scheme = "sqs"
     slack_s = 6.0  # leases are whole seconds
-    patience_s = 12.0  # a call takes milliseconds of processor time
     random_s = 2.0
     fault_options = {"timeout": 1.0, "connect_timeout": 1.0}  # noqa: RUF012
     skip_reasons = {  # noqa: RUF012
@@ -48,7 +47,6 @@ class TestFifo(LeaseTests, CountingTests, OrderTests, SettlingTests):
 
     scheme = "sqs"
     slack_s = 6.0
-    patience_s = 12.0
     options = {"kind": "fifo"}  # noqa: RUF012
     skip_reasons = {  # noqa: RUF012
         "test_close_hands_back_uncounted_and_in_order": "as for standard queues: there is no order between groups",

@@ -114,6 +114,17 @@ def test_asking_for_the_spec_imports_no_boto() -> None:
 # ---------------------------------------------------------------------------------------------------- queues, rights
 
 
+def test_a_group_on_a_standard_queue_travels_along(sqs_url: str) -> None:
+    """It makes the queue fair on Amazon's service; what is shared fairly there cannot be seen on an emulator."""
+    with opened(sqs_url) as transport:
+        assert transport.capabilities.fair_groups
+        assert not transport.declare([QueueSpec(name="f", ordered=True)])["f"].capabilities.fair_groups
+        transport.declare([QueueSpec(name="q")])
+        transport.send(messages("a", group="customer 1"))
+        (delivery,) = collect(consumer_of(transport), 1)
+        assert delivery.group == "customer 1"
+
+
 @pytest.mark.parametrize("ordered", [False, True])
 def test_sqs_moves_what_is_received_too_often(sqs_url: str, ordered: bool) -> None:
     with opened(sqs_url, lease_s=1, max_receives=2) as transport:

@@ -125,6 +125,8 @@ class Capabilities(Struct, frozen=True, kw_only=True):
     """Distinct levels kept apart among 0–9; neighbours share a level where fewer than ten."""
     priority_strict: bool = False
     """A higher level is always delivered before a lower one that waits in the same queue."""
+    fair_groups: bool = False
+    """``Outbound.group`` on a queue without order shares it fairly: no group's backlog holds up the others."""
     routing: bool = False
     """``Outbound.routing_key`` is honoured: the broker routes by it (topic, fan-out), to any number of queues."""
     max_payload_bytes: int | None = None

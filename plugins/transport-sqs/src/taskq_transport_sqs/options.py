@@ -83,6 +83,7 @@ def for_queue(*, fifo: bool, durability: Durability) -> Capabilities:
         max_delay_s=None if fifo else MAX_DELAY_S,
         release_delay=True,
         priority=Support.NO,
+        fair_groups=not fifo,
         max_payload_bytes=MAX_PAYLOAD_BYTES,
         max_send_batch=1000,
         max_fetch_batch=100,
