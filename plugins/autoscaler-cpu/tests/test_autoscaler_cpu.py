@@ -9,7 +9,7 @@ import pytest
 
 from taskq.errors import ConfigError
 from taskq.spi import ComponentConfig, LoadSample
-from taskq.testing.scheduling import Simulation, recorded
+from taskq.testing.autoscaling import Simulation, recorded
 from taskq_autoscaler_cpu.options import CpuAutoscalerOptions
 from taskq_autoscaler_cpu.plugin import taskq_autoscaler
 

@@ -10,7 +10,7 @@ import pytest
 
 from taskq.errors import ConfigError
 from taskq.spi import ComponentConfig, LoadSample
-from taskq.testing.scheduling import Simulation
+from taskq.testing.autoscaling import Simulation
 from taskq_autoscaler_simple.options import SimpleAutoscalerOptions
 from taskq_autoscaler_simple.plugin import taskq_autoscaler
 

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from taskq.testing.app import taskq_app, taskq_clock, taskq_worker
+    from taskq.testing.autoscaling import AutoscalerSuite
     from taskq.testing.base import Suite, UndeclaredAbility
     from taskq.testing.clock import VirtualClock
     from taskq.testing.coordination import CoordinationSuite
@@ -32,15 +33,12 @@ if TYPE_CHECKING:
     from taskq.testing.packaging import PackagingSuite
     from taskq.testing.pools import PoolSuite  # type: ignore[attr-defined, import-not-found, unused-ignore]
     from taskq.testing.proxy import TcpProxy
-    from taskq.testing.scheduling import (  # type: ignore[attr-defined, import-not-found, unused-ignore]
-        AutoscalerSuite,
-        SchedulerSuite,
-    )
+    from taskq.testing.scheduling import SchedulerSuite
     from taskq.testing.stores import StoreSuite
     from taskq.testing.transports import TransportSuite
 
 _WHERE = {
-    "AutoscalerSuite": "scheduling",
+    "AutoscalerSuite": "autoscaling",
     "ChildProcess": "faults",
     "CompressorSuite": "formats",
     "CoordinationSuite": "coordination",
@@ -62,9 +60,10 @@ _WHERE = {
     "taskq_worker": "app",
 }
 _WITH_ASSERTS = (
-    "base", "coordination", "faults", "formats", "leaks", "packaging", "pools", "scheduling", "stores", "stores_basic",
-    "stores_faults", "transport_rig", "transports", "transports_abilities", "transports_base", "transports_basic",
-    "transports_faults", "transports_fused", "transports_leases", "transports_settling", "transports_stateful",
+    "autoscaling", "base", "coordination", "faults", "formats", "leaks", "packaging", "pools", "scheduling", "stores",
+    "stores_basic", "stores_faults", "transport_rig", "transports", "transports_abilities", "transports_base",
+    "transports_basic", "transports_faults", "transports_fused", "transports_leases", "transports_settling",
+    "transports_stateful",
 )  # fmt: skip
 
 if "pytest" in sys.modules:

@@ -6,11 +6,12 @@ import logging
 import threading
 import time
 from collections import deque
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from taskq.errors import StoreError, TaskInterrupted, TransportError
+from taskq.errors import NotSupported, StoreError, TaskInterrupted, TaskQError, TransportError
 from taskq.message import Job
-from taskq.spi.pool import SupportsInline
+from taskq.spi.pool import Finished, SupportsInline
 from taskq.worker.engine import IDLE_WAIT, SLICE, Engine
 from taskq.worker.settler import Settler
 
@@ -181,3 +182,37 @@ class InlineEngine(Engine):
                 continue
         taken.reverse()
         return taken
+
+
+class InlineSink:
+    """The sink of an inline pool, which reports by return value; it only hears of a broken runtime."""
+
+    def __init__(self, lane: Lane) -> None:
+        self._lane = lane
+
+    def started(self, keys: Sequence[int]) -> None:
+        """Nothing waits for it."""
+
+    def finished(self, batch: Sequence[Finished]) -> None:
+        """Queue ends that did not come by return value."""
+        self._lane.engine.collect(batch)
+
+    def returned(self, keys: Sequence[int]) -> None:
+        """Hand jobs back."""
+        held = self._lane.held
+        self._lane.engine.give_back([held[k] for k in keys if k in held])
+
+    def crashed(self, running: Sequence[int], unstarted: Sequence[int], reason: str) -> None:
+        """Hand jobs back; running ones count as started."""
+        logger.error("%s", reason)
+        held = self._lane.held
+        self._lane.engine.give_back([held[k] for k in running if k in held], counted=True, started=True)
+        self._lane.engine.give_back([held[k] for k in unstarted if k in held])
+
+    def aborted(self, keys: Sequence[int], error: TaskQError) -> None:
+        """End jobs that the pool has ended."""
+        self._lane.engine.abort(keys, error)
+
+    def request(self, data: bytes, reply: Callable[[bytes], None]) -> None:
+        """Nobody asks: there is no child process."""
+        raise NotSupported("an inline pool has no child processes")

@@ -16,11 +16,11 @@ from taskq.link import LinkServer
 from taskq.message import Job, Subscription
 from taskq.routing import DEAD_SUFFIX
 from taskq.runtime import TaskRuntime
-from taskq.spi.pool import Finished
 from taskq.spi.specs import PoolConfig
 from taskq.spi.store import ResultStore
 from taskq.worker.autoscale import Autoscale
 from taskq.worker.flag import Flag
+from taskq.worker.inline import InlineSink
 from taskq.worker.lane import Lane
 from taskq.worker.plan import PlannedPool, home, plan_pools
 from taskq.worker.pooled import PoolEngine
@@ -485,37 +485,3 @@ class Worker:
     def find_held(self, key: int) -> Job | None:
         """Return a job that is held, by its key."""
         return next((job for lane in self.lanes if (job := lane.held.get(key)) is not None), None)
-
-
-class InlineSink:
-    """The sink of an inline pool, which reports by return value; it only hears of a broken runtime."""
-
-    def __init__(self, lane: Lane) -> None:
-        self._lane = lane
-
-    def started(self, keys: Sequence[int]) -> None:
-        """Nothing waits for it."""
-
-    def finished(self, batch: Sequence[Finished]) -> None:
-        """Queue ends that did not come by return value."""
-        self._lane.engine.collect(batch)
-
-    def returned(self, keys: Sequence[int]) -> None:
-        """Hand jobs back."""
-        held = self._lane.held
-        self._lane.engine.give_back([held[k] for k in keys if k in held])
-
-    def crashed(self, running: Sequence[int], unstarted: Sequence[int], reason: str) -> None:
-        """Hand jobs back; running ones count as started."""
-        logger.error("%s", reason)
-        held = self._lane.held
-        self._lane.engine.give_back([held[k] for k in running if k in held], counted=True, started=True)
-        self._lane.engine.give_back([held[k] for k in unstarted if k in held])
-
-    def aborted(self, keys: Sequence[int], error: TaskQError) -> None:
-        """End jobs that the pool has ended."""
-        self._lane.engine.abort(keys, error)
-
-    def request(self, data: bytes, reply: Callable[[bytes], None]) -> None:
-        """Nobody asks: there is no child process."""
-        raise NotSupported("an inline pool has no child processes")
