@@ -121,7 +121,7 @@ class AmqpTransport:
         It has a connection of its own: the server does not read from one that publishes while it is out of memory.
         """
         with self._controlling:
-            channel = self._control
+            channel = asked = self._control
             if channel is not None:
                 channel.link.read_now()
                 if channel.link.error is not None:
@@ -131,10 +131,14 @@ class AmqpTransport:
                 link = self.connect("control")
                 channel = self._control = Channel(link, 1)
                 self.keeper.add(link)
-                channel.open()
             elif channel.closed is not None:
                 channel = self._control = Channel(channel.link, channel.number)
-                channel.open()
+            if channel is not asked:
+                try:
+                    channel.open()
+                except BaseException:
+                    self._leave(0.1)  # nobody knows whether it is open: the next question gets another connection
+                    raise
             return call(channel)
 
     def _leave(self, timeout: float) -> None:
