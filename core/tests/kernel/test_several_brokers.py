@@ -16,7 +16,7 @@ from click.testing import CliRunner
 
 from taskq import TaskQ
 from taskq.cli.group import taskq as main
-from taskq.errors import AuthenticationFailed, NotSupported, SendManyError, TransportError
+from taskq.errors import AuthenticationFailed, ConfigError, NotSupported, SendManyError, TransportError
 from taskq.message import Job
 from taskq.spi.pool import Finished
 from taskq.worker.sharing import SharedPool
@@ -243,6 +243,22 @@ def test_a_broker_that_refuses_us_later_ends_the_worker(rig: Any, app: TaskQ, mo
         lane(worker, "other").wake()
         rig.eventually(lambda: not worker._thread.is_alive())
     assert isinstance(worker._failure, AuthenticationFailed)
+
+
+def test_what_may_be_held_is_shared(rig: Any, app: TaskQ) -> None:
+    gate = threading.Event()
+    app.task(name="wait")(lambda: gate.wait(20))
+    for queue in ("default", "far"):
+        app.send_many([app.tasks["wait"].s().set(queue=queue) for _ in range(10)])
+    with rig.work(app, "threads", concurrency=1, prefetch=4) as worker:
+        rig.eventually(lambda: all(lane.held for lane in worker.lanes))
+        time.sleep(0.2)
+        assert worker.held_count() <= 4
+        gate.set()
+        rig.wait_empty(app)
+        rig.eventually(lambda: worker.held_count() == 0)
+    with pytest.raises(ConfigError, match=r"worker\.prefetch is 1, but this worker takes messages from 2 brokers"):
+        app.worker(pool="threads", prefetch=1).start()
 
 
 def test_solo_serves_one_broker(rig: Any, app: TaskQ) -> None:

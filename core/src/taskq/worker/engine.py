@@ -51,7 +51,7 @@ class Engine:
         self.held = lane.held
         caps = lane.transport.capabilities
         settings = lane.settings
-        cap = min(settings.prefetch or caps.max_fetch_batch, caps.max_fetch_batch * 4)
+        cap = min(lane.prefetch or caps.max_fetch_batch, caps.max_fetch_batch * 4)
         # Where handing back is impossible, nothing is taken that does not start at once.
         self.take = TakeEstimator(slots, slots if caps.hand_back is HandBack.NO else cap)
         self.fetch_cap = min(cap, caps.max_fetch_batch)
@@ -64,7 +64,7 @@ class Engine:
         self.turned = time.monotonic()
         """When the intake last made a turn; every few seconds at the latest, unless a task runs on its thread."""
         most = slots if settings.autoscale is None else max(slots, *settings.autoscale)
-        self.consumer.credit(settings.prefetch or cap * 2 + most, settings.prefetch_bytes)
+        self.consumer.credit(lane.prefetch or cap * 2 + most, lane.prefetch_bytes)
 
     def fetch(self, limit: int, wait: float) -> Sequence[Delivery]:
         """Fetch with reconnection: a failure is logged once and tried again with growing pauses."""

@@ -69,6 +69,17 @@ class Lane:
         """The result store that all lanes share, None where results are off."""
         return self.worker.store
 
+    @property
+    def prefetch(self) -> int | None:
+        """This lane's part of ``worker.prefetch``, None where that is adaptive."""
+        limit = self.settings.prefetch
+        return None if limit is None else limit // len(self.worker.lanes)
+
+    @property
+    def prefetch_bytes(self) -> int:
+        """This lane's part of ``worker.prefetch_bytes``."""
+        return max(1, self.settings.prefetch_bytes // len(self.worker.lanes))
+
     # ------------------------------------------------------------------------------------------------- starting
 
     def open(self) -> None:

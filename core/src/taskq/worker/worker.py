@@ -126,6 +126,11 @@ class Worker:
                 f"on {', '.join(map(self.app.components.label, brokers))}. "
                 "Choose -P threads, or a worker per broker (-Q)"
             )
+        if self.settings.prefetch is not None and self.settings.prefetch < len(brokers):
+            raise ConfigError(
+                f"worker.prefetch is {self.settings.prefetch}, but this worker takes messages from {len(brokers)} "
+                "brokers"
+            )
         return [Lane(self, broker, [subscriptions[name] for name in names]) for broker, names in brokers.items()]
 
     def _bring_up(self, lane: Lane, *, patient: bool = False) -> None:
