@@ -285,13 +285,10 @@ class ReportsOneByOne(Threads):
 class WaitsForAFullerReport(Threads):
     caught_by = ("test_a_lone_job_is_reported_at_once",)
 
-    def _flush(self) -> None:
-        if len(self._done) < 5 and threading.current_thread() is not self._watcher:
-            if not self._watching:
-                self._call_watcher()
-            time.sleep(0.05)
-            return
-        super()._flush()
+    def _deliver(self) -> None:
+        if len(self._done) < 5:
+            time.sleep(0.06)
+        super()._deliver()
 
 
 class ReportsAtTheEndOfALongJob(Threads):

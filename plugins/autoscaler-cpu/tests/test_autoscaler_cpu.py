@@ -32,6 +32,8 @@ def wanted(slots=10, **facts):
         ({"busy": 10, "backlog": 100, "cpu": None}, 21),  # not known: the load decides
         ({"busy": 1, "backlog": 0, "cpu": 0.01}, 3),  # 1.25, and the margin
         ({"busy": 0, "backlog": 0, "cpu": 0.9}, 1),  # somebody else's work
+        ({"busy": 0, "backlog": 100, "cpu": 1.0}, 2),  # … leaves no room, as with one that is busy; and the margin
+        ({"busy": 1, "backlog": 100, "cpu": 1.0}, 2),
     ],
 )
 def test_the_formula(facts, answer):

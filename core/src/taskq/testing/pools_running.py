@@ -389,7 +389,7 @@ class RunningTests(PoolBase):
     def test_a_lone_job_is_reported_at_once(self, rig: PoolRig) -> None:
         """Check that a pool that has nothing else to do neither waits for more jobs nor for a fuller report.
 
-        It goes by the quickest of 50 jobs, one by one: such a pool waits each time, a busy machine does not.
+        It goes by the quicker third of 50 jobs, one by one: such a pool waits most times, a busy machine does not.
         """
         bench = handing_off(rig).start()
         took = []
@@ -399,7 +399,8 @@ class RunningTests(PoolBase):
             bench.accept(job)
             bench.wait_for(job)
             took.append(time.monotonic() - begin)
-        assert sorted(took)[4] < 0.04, f"a lone job took {sorted(took)[4]:.3f} s"
+        typical = sorted(took)[len(took) // 3]
+        assert typical < 0.04, f"a lone job took {typical:.3f} s"
 
     def test_reports_come_in_batches(self, rig: PoolRig) -> None:
         """Check that a flood of short jobs is reported many at a time, not with a call of the sink for each."""

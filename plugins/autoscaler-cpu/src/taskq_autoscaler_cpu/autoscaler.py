@@ -45,8 +45,9 @@ class CpuAutoscaler:
         load = sample.busy / options.target_busy + (sample.backlog or 0) / options.target_backlog_per_slot
         # Twice the slots at most: the kernel's bound may be low, and a need far above it would take long to forget.
         load = min(load, 2.0 * slots + 1.0)
-        if sample.cpu and sample.busy:
-            load = min(load, max(1.0, sample.busy * options.target_cpu / sample.cpu))
+        if sample.cpu:
+            # nothing busy counts as one slot: a first task must not be a reason for fewer
+            load = min(load, max(1.0, max(1, sample.busy) * options.target_cpu / sample.cpu))
         slowness = options.up_s if load > state.need else options.down_s
         passed = max(0.0, sample.at - state.at)
         weight = 1.0 - math.exp(-passed / slowness) if slowness > 0 else 1.0

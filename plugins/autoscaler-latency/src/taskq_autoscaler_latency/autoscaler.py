@@ -63,7 +63,7 @@ class LatencyAutoscaler:
         if waited is None or waited <= options.objective_s:
             return running
         late = max(1, sample.slots) * waited / options.objective_s
-        if sample.backlog is not None and sample.completed_per_s > 0.0 and busy:
-            each = busy / sample.completed_per_s
+        if sample.backlog is not None and sample.completed_per_s > 0.0:
+            each = max(1, busy) / sample.completed_per_s  # a first busy slot must not be a reason for fewer
             late = min(late, running + sample.backlog * each / options.objective_s)
         return max(running, late)
