@@ -258,7 +258,7 @@ class Worker:
     def _work(self) -> None:
         app = self.app
         threads = [
-            threading.Thread(target=self._run_lane, args=(lane,), name=f"taskq-lane-{lane.broker or 'default'}")
+            threading.Thread(target=self._run_lane, args=(lane,), name=f"taskq-lane-{lane.broker}", daemon=True)
             for lane in self.lanes[1:]
         ]
         try:
