@@ -35,6 +35,7 @@ from taskq.spi.capabilities import Support
 if TYPE_CHECKING:
     from taskq.app import TaskQ
     from taskq.canvas import Signature
+    from taskq.routing import Route
     from taskq.task import Task
 
 Made = tuple[Outbound, "AsyncResult[Any]"]
@@ -53,9 +54,11 @@ class Composer:
 
     def queue(self, name: str, task: Task[..., Any] | None, args: Any, kwargs: Any, options: Mapping[str, Any]) -> str:
         """Return the queue that a call goes to."""
-        app = self.app
+        return self._queue(task, self.app.router.find(name, args, kwargs), options)
+
+    def _queue(self, task: Task[..., Any] | None, route: Route, options: Mapping[str, Any]) -> str:
         named = options.get("queue") or (task.queue if task else None)
-        return named or app.router.find(name, args, kwargs).queue or app.settings.default_queue
+        return named or route.queue or self.app.settings.default_queue
 
     def of_all(self, signatures: Sequence[Signature[Any]]) -> list[Made]:
         """Make the messages of a bulk send; most are of tasks that a maker is compiled for, without options."""
@@ -96,7 +99,7 @@ class Composer:
         ):  # fmt: skip
             return lambda args, kwargs: self.with_options(name, task, args, dict(kwargs), NO_OPTIONS)[:2]
         route = app.router.find(name)
-        queue = task.queue or route.queue or app.settings.default_queue
+        queue = self._queue(task, route, NO_OPTIONS)
         self._connect(app.components.broker_of(queue), None)
         priority = self._priority(task, route.priority, queue)
         keeps = task.keeps_result and app.store is not None
@@ -156,7 +159,7 @@ class Composer:
                 args, kwargs = task.models.plain(list(args)), task.models.plain(kwargs)
         now = app.clock.now()
         route = app.router.find(name, args, kwargs)
-        queue = options.get("queue") or (task.queue if task else None) or route.queue or app.settings.default_queue
+        queue = self._queue(task, route, options)
         if not eager:
             self._connect(app.components.broker_of(queue), options.get("publish_timeout"))
         extra: dict[str, Any] = {}
@@ -223,18 +226,19 @@ class Composer:
     ) -> None:
         """Refuse what this broker, or this queue, cannot keep, before anything is sent."""
         caps = self.app.components.of_queue(queue)
-        broker = self.app.components.label_of(queue)
+        label = self.app.components.label_of  # a text for refusals, which are rare
         if delay > 0 and caps.delay is Support.NO:
             what = "on an ordered queue " if self.app.queue_spec(queue).ordered else ""
-            raise NotSupported(f"task {name}: {broker} cannot delay messages {what}so countdown and eta cannot be "
-                               "kept; use another queue or broker, or send later")  # fmt: skip
+            raise NotSupported(f"task {name}: {label(queue)} cannot delay messages {what}so countdown and eta cannot "
+                               "be kept; use another queue or broker, or send later")  # fmt: skip
         if priority != 5 and caps.priority is Support.NO:
             raise NotSupported(
-                f"task {name}: {broker} has no priorities; leave priority at 5 or use a queue of its own"
+                f"task {name}: {label(queue)} has no priorities; leave priority at 5 or use a queue of its own"
             )
         if routing_key is not None and not caps.routing:
             raise NotSupported(
-                f"task {name}: {broker} does not route by a key; name the queue instead of routing_key={routing_key!r}"
+                f"task {name}: {label(queue)} does not route by a key; name the queue instead of "
+                f"routing_key={routing_key!r}"
             )
         if group is not None and not caps.fair_groups and not self.app.queue_spec(queue).ordered:
             raise NotSupported(f"task {name}: group= keeps order on ordered queues only; "

@@ -206,10 +206,19 @@ class Producer:
         self, batch: Sequence[Outbound], timeout: float | None = None, transaction: Any = None
     ) -> Sequence[SendFailure]:
         """Send a batch, trying again what may be tried again until the publish timeout has passed."""
-        app = self.app
-        if app.settings.brokers and len(brokers := self._split(batch)) > 1:
+        if not self.app.settings.brokers:
+            return self._send_to("", batch, timeout, transaction)
+        brokers = self._split(batch)
+        if len(brokers) > 1:
             return self._send_to_several(brokers, batch, timeout, transaction)
-        transport = app.components.transport_of(batch[0].queue) if app.settings.brokers else app.transport
+        return self._send_to(next(iter(brokers)), batch, timeout, transaction)
+
+    def _send_to(
+        self, broker: str, batch: Sequence[Outbound], timeout: float | None, transaction: Any = None
+    ) -> Sequence[SendFailure]:
+        """Send a batch whose queues are all on one broker."""
+        app = self.app
+        transport = app.components.broker(broker)
         declared = app.components.facts
         for outbound in batch:
             # inside the caller's transaction another connection could not write
@@ -221,7 +230,7 @@ class Producer:
             if not isinstance(transport, SupportsTransactionalSend) or not transport.capabilities.transactional_send:
                 raise NotSupported(
                     "transaction= needs a broker in the same database; "
-                    f"{app.components.label_of(batch[0].queue)} cannot join a transaction. "
+                    f"{app.components.label(broker)} cannot join a transaction. "
                     "Use a sqlite, postgresql or mysql broker, or send after the commit"
                 )
             transport.send_in(transaction, batch)
@@ -253,9 +262,10 @@ class Producer:
                 + ", ".join(map(self.app.components.label, brokers))
             )
 
-        def send(places: Sequence[int]) -> Sequence[SendFailure]:
+        def send(broker: str) -> Sequence[SendFailure]:
+            places = brokers[broker]
             try:
-                found = self._send_all([batch[place] for place in places], timeout)
+                found = self._send_to(broker, [batch[place] for place in places], timeout)
             except (TransportError, StoreError) as error:  # of one broker: nothing went there
                 return [SendFailure(place, str(error), retryable=error.retryable) for place in places]
             return [SendFailure(places[f.index], f.reason, f.maybe_sent, f.retryable) for f in found]
@@ -263,7 +273,7 @@ class Producer:
         from concurrent.futures import ThreadPoolExecutor
 
         with ThreadPoolExecutor(len(brokers), "taskq-send") as threads:
-            return [failure for failures in threads.map(send, brokers.values()) for failure in failures]
+            return [failure for failures in threads.map(send, brokers) for failure in failures]
 
     def _send_again(
         self,
